@@ -1,0 +1,44 @@
+"""What can go wrong, named by who acts next.
+
+Every message says what was found, what was expected and the next move, in one line.
+"""
+
+
+class WikiAssetsError(Exception):
+    """Any failure that we foresee. Its message is meant for the person at the terminal."""
+
+
+class BadRequest(WikiAssetsError):
+    """The person asked for something that cannot be: a name, a number or a setting is wrong."""
+
+
+class SourceUnavailable(WikiAssetsError):
+    """The dump server has no such snapshot, refuses us, or stayed busy for longer than we wait."""
+
+
+class TransientSource(SourceUnavailable):
+    """The dump server failed in a way that may pass: a dropped connection, a 5xx, a 429."""
+
+
+class CorruptDump(WikiAssetsError):
+    """The bytes of a dump file are not what was published: cut, changed or damaged. Refetch it."""
+
+
+class SchemaMismatch(WikiAssetsError):
+    """Data made with other settings (shards, model, encoding) than those in force now."""
+
+
+class LedgerBroken(WikiAssetsError):
+    """Documents, passages or vectors went missing or came from nowhere: the counts do not add up."""
+
+
+class DamagedArtifact(WikiAssetsError):
+    """A file of ours is missing, or is not the one its manifest describes. Materialize it again."""
+
+
+class StoreLocked(WikiAssetsError):
+    """Another process is writing what we were about to write."""
+
+
+class NotPublished(WikiAssetsError):
+    """There is no published index to ask yet."""

@@ -1,0 +1,257 @@
+"""Files that appear whole or not at all, and the manifests that vouch for them.
+
+The protocol for every artifact: a unique temporary name in the target folder, write, fsync, re-open and
+check, rename, fsync the folder; the manifest last, the same way. A reader therefore sees the old file, the
+new file or none, and a manifest only ever describes bytes that are already durable. On an object store the
+rename is one PUT of the finished bytes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import msgspec
+from upath import UPath
+
+from wiki_assets.errors import BadRequest, DamagedArtifact, WikiAssetsError
+
+_PART = ".part"
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """The bytes of one file, as its manifest remembers them."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What made an artifact, and which bytes it is. Written last: an artifact is done when this verifies.
+
+    `files` are paths relative to the wiki's folder. `fingerprint` covers inputs, code version and parameters.
+    """
+
+    artifact: str
+    wiki: str
+    snapshot: str
+    shard: int | None = None
+    fingerprint: str
+    code_version: str
+    params: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, FileRecord]
+    counts: dict[str, Any]
+    stats: dict[str, Any] = {}
+
+    @property
+    def data_version(self) -> str:
+        """Hash of the bytes: two artifacts with the same one are the same artifact."""
+        return fingerprint({name: record.sha256 for name, record in self.files.items()})
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash anything that JSON can write; equal values give equal hashes in every process. 32 hex digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def root_path(location: str) -> UPath:
+    """The data root as a path: a folder, or a URL such as `s3://bucket/prefix`.
+
+    A folder is made absolute, so that workers started elsewhere find it.
+    """
+    path = UPath(location)
+    return UPath(Path(location.removeprefix("file://")).expanduser().absolute()) if is_local(path) else path
+
+
+def is_local(path: UPath | Path) -> bool:
+    """Whether `path` lies on a file system that renames atomically, rather than in an object store."""
+    return not isinstance(path, UPath) or path.protocol in ("", "file", "local")
+
+
+class _Hashing:
+    """A binary file to write to, front to back, that hashes what passes. Enough of a file for pyarrow."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._raw.write(view)
+        self._sha256.update(view)
+        self.size_bytes += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self.size_bytes
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:  # the context that opened the file closes it
+        self.flush()
+
+    @property
+    def closed(self) -> bool:
+        return False
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def record(self) -> FileRecord:
+        """What was written so far."""
+        return FileRecord(self.size_bytes, self._sha256.hexdigest())
+
+
+@contextmanager
+def whole_file(target: UPath | Path, check: Callable[[IO[bytes]], object] | None = None) -> Iterator[_Hashing]:
+    """Write a file that appears at `target` whole, or not at all.
+
+    Args:
+        target: where it shall be. Its folder is made if needed.
+        check: called with the finished bytes, re-opened for reading, before they appear; raises to refuse.
+
+    Yields:
+        A binary file for writing; its `record` gives size and SHA-256.
+
+    Raises:
+        DamagedArtifact: if what is read back is not what was written.
+        WikiAssetsError: if there is no space left.
+    """
+    spool = Path(target) if is_local(target) else _spool_beside_nothing(target)
+    spool.parent.mkdir(parents=True, exist_ok=True)
+    temporary = spool.with_name(f".{spool.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_PART}")
+    try:
+        with temporary.open("xb") as raw:
+            out = _Hashing(raw)
+            yield out
+            raw.flush()
+            os.fsync(raw.fileno())
+        with temporary.open("rb") as again:
+            found = hashlib.file_digest(again, "sha256").hexdigest()
+            if found != out.record.sha256:
+                raise DamagedArtifact(f"{target}: read back {found[:12]}, wrote {out.record.sha256[:12]}: check the disk")
+            if check is not None:
+                again.seek(0)
+                check(again)
+        if is_local(target):
+            os.replace(temporary, target)
+            _sync_folder(Path(target).parent)
+        else:
+            target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WikiAssetsError(
+                f"{target}: no space left on the device after {out.size_bytes if 'out' in locals() else 0:,} bytes; "
+                "nothing was replaced. Free some space, then run again"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _spool_beside_nothing(target: UPath | Path) -> Path:
+    """Where bytes for an object store wait until they are whole."""
+    import tempfile
+
+    return Path(tempfile.gettempdir()) / "wiki_assets-spool" / target.name
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(target: UPath | Path, value: Any) -> FileRecord:
+    """Write `value` as JSON, whole or not at all, with sorted keys."""
+    data = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
+    with whole_file(target) as out:
+        out.write(data)
+    return out.record
+
+
+def read_json(path: UPath | Path) -> Any | None:
+    """Read a JSON file; None where there is none.
+
+    Raises:
+        DamagedArtifact: if the file is there but is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedArtifact(f"{path}: expected JSON ({error}); delete it, then materialize again") from None
+
+
+def read_manifest(path: UPath | Path) -> Manifest | None:
+    """Read a manifest; None where there is none, or where what is there cannot be one.
+
+    An unreadable manifest vouches for nothing, so what it stood beside counts as not made.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def sizes_agree(folder: UPath | Path, manifest: Manifest) -> bool:
+    """Whether every file of a manifest is there with its recorded size: the cheap half of verifying."""
+    try:
+        return all((folder / name).stat().st_size == record.size_bytes for name, record in manifest.files.items())
+    except FileNotFoundError:
+        return False
+
+
+def sha256_of(path: UPath | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as source:
+        digest = hashlib.sha256()
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify_files(folder: UPath | Path, manifest: Manifest) -> None:
+    """Prove that every file of a manifest is, byte for byte, the one it describes.
+
+    Raises:
+        DamagedArtifact: naming the first file that is missing or differs.
+    """
+    for name, record in manifest.files.items():
+        path = folder / name
+        try:
+            found = sha256_of(path)
+        except FileNotFoundError:
+            raise DamagedArtifact(f"{path}: missing; its manifest says {record.size_bytes:,} bytes. Materialize it again") from None
+        if found != record.sha256:
+            raise DamagedArtifact(f"{path}: SHA-256 {found[:12]}…, its manifest says {record.sha256[:12]}…. Materialize it again")
+
+
+def require_same(what: str, found: Mapping[str, Any], expected: Mapping[str, Any], hint: str) -> None:
+    """Refuse settings that differ from those the data was made with.
+
+    Raises:
+        BadRequest: naming each setting that differs.
+    """
+    wrong = [f"{key} {found.get(key)!r} (the data has {value!r})" for key, value in expected.items() if found.get(key) != value]
+    if wrong:
+        raise BadRequest(f"{what}: {', '.join(wrong)}: {hint}")

@@ -1,0 +1,71 @@
+"""This deployment's settings: environment variables, each with a default that suits a laptop."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from wiki_assets.errors import BadRequest
+from wiki_assets.keys import check_shard_count
+
+WIKIMEDIA = "https://dumps.wikimedia.org"
+
+
+def _setting(name: str, default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"variable": f"WIKI_ASSETS_{name}", "doc": doc})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every `WIKI_ASSETS_*` variable. README's table is made from this class."""
+
+    root: str = _setting("ROOT", "data", "where everything is kept: a folder, or a URL such as s3://bucket/prefix")
+    mirror: str = _setting("MIRROR", WIKIMEDIA, "root of the dump server; plain http only for loopback")
+    contact: str = _setting("CONTACT", "", "your e-mail address or page, sent to the dump server in the User-Agent")
+    wikis: str = _setting("WIKIS", "", "TOML file of the wikis this deployment keeps; empty = the one shipped")
+    shards: int = _setting("SHARDS", 0, "shards of a wiki that no file mentions; 0 = from the size of its dump")
+    model: str = _setting("MODEL", "all-MiniLM-L6-v2", "sentence-transformers model: a folder, or a hub id with @revision")
+    engine: str = _setting("ENGINE", "auto", "auto, openvino-bf16, openvino-f32 or torch")
+    chroma: str = _setting("CHROMA", "", "URL of a Chroma server; empty = an embedded store under the root")
+    ray: str = _setting("RAY", "local", "local, or the address of a Ray cluster such as ray://head:10001")
+    cpus: int = _setting("CPUS", 0, "CPUs for local Ray; 0 = all")
+    cache: str = _setting("CACHE", "~/.cache/wiki_assets", "converted models and token ranks; can be deleted at any time")
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ, **flags: Any) -> "Settings":
+        """Read the variables; flags that are not None win.
+
+        Raises:
+            BadRequest: if a number is none.
+        """
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            variable = spec.metadata["variable"]
+            text = env.get(variable, "").strip()
+            if flags.get(spec.name) is not None:
+                values[spec.name] = flags[spec.name]
+            elif text:
+                try:
+                    values[spec.name] = type(spec.default)(text)
+                except ValueError:
+                    raise BadRequest(f"{variable}={text!r}: expected a whole number, such as {spec.default}") from None
+        settings = cls(**values)
+        if settings.shards:
+            check_shard_count(settings.shards)
+        return settings
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where derived files wait to be reused, expanded."""
+        return Path(self.cache).expanduser()
+
+    @property
+    def dagster_home(self) -> Path:
+        """`DAGSTER_HOME` if it is set, else a folder under the root (a local one beside an object store)."""
+        from wiki_assets.files import is_local, root_path
+
+        if os.environ.get("DAGSTER_HOME"):
+            return Path(os.environ["DAGSTER_HOME"])
+        root = root_path(self.root)
+        return Path(root) / "dagster" if is_local(root) else self.cache_folder / "dagster"

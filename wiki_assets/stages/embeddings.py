@@ -1,0 +1,176 @@
+"""Passages to vectors, with whatever engine the worker has; the order of work is fixed, so the result is too."""
+
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, Protocol
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from wiki_assets.errors import DamagedArtifact, SchemaMismatch
+
+CODE_VERSION = "embeddings-1"
+ROW_GROUP_VECTORS = 10_000
+
+
+class Encoder(Protocol):
+    """An embedding model on one device of one worker."""
+
+    dim: int
+    engine: str
+    batch_pieces: int
+
+    def encode(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of one padded batch: int64 [n, length] ids and mask to float32 [n, dim]."""
+        ...
+
+
+class EmbeddingParams(msgspec.Struct, frozen=True):
+    """What every vector of a collection must agree on."""
+
+    model: str
+    model_sha256: str
+    dim: int
+    dtype: str = "float32"
+
+
+def embeddings_schema(dim: int, dtype: str) -> pa.Schema:
+    """Columns of an embeddings file."""
+    width = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    return pa.schema(
+        [
+            pa.field("passage_id", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.field("element", width, nullable=False), dim), nullable=False),
+        ]
+    )
+
+
+def batch_plan(lengths: NDArray[np.integer[Any]], batch_pieces: int) -> Iterator[NDArray[np.int64]]:
+    """Rows to encode together: of like length, longest first, padded size within a budget.
+
+    Args:
+        lengths: int [n], word pieces of each row.
+        batch_pieces: rows times longest row of a batch stay within this; a longer row is a batch of its own.
+
+    Yields:
+        int64 [m] row numbers; every row is in exactly one batch. The same lengths give the same batches.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, batch_pieces // max(1, int(lengths[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+def embed_passages(input_ids: Sequence[NDArray[np.int32]], encoder: Encoder, names: Sequence[str]) -> NDArray[np.float32]:
+    """Embed passages that are tokenized already.
+
+    Args:
+        input_ids: n rows of word pieces, special ones included.
+        encoder: the model.
+        names: n passage ids, for messages.
+
+    Returns:
+        float32 [n, dim], rows of unit L2 norm, in the order of `input_ids`.
+
+    Raises:
+        SchemaMismatch: if a row is empty, or a vector has another width, is not finite, or is zero.
+    """
+    lengths = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
+    if len(lengths) and lengths.min() == 0:
+        raise SchemaMismatch(f"passage {names[int(lengths.argmin())]}: no word pieces to embed; materialize tokens again")
+    vectors = np.empty((len(input_ids), encoder.dim), np.float32)
+    for rows in batch_plan(lengths, encoder.batch_pieces):
+        longest = int(lengths[rows[0]])
+        ids = np.zeros((len(rows), longest), np.int64)
+        mask = np.zeros((len(rows), longest), np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : lengths[row]] = input_ids[row]
+            mask[i, : lengths[row]] = 1
+        found = np.asarray(encoder.encode(ids, mask), np.float32)
+        if found.shape != (len(rows), encoder.dim):
+            raise SchemaMismatch(
+                f"passage {names[rows[0]]}: {encoder.engine} returned shape {found.shape}, "
+                f"expected {(len(rows), encoder.dim)}: is this the model the collection was made with?"
+            )
+        norms = np.linalg.norm(found, axis=1, keepdims=True)
+        bad = ~np.isfinite(norms[:, 0]) | (norms[:, 0] < 1e-6)
+        if bad.any():
+            raise SchemaMismatch(
+                f"passage {names[rows[int(bad.argmax())]]}: {encoder.engine} returned NaN, infinity or a zero vector; "
+                "set WIKI_ASSETS_ENGINE=torch to rule the engine out"
+            )
+        vectors[rows] = found / norms
+    return vectors
+
+
+def embed_shard(passages: IO[bytes], out: Any, *, encoder: Encoder, params: EmbeddingParams, metadata: dict[str, str]) -> dict[str, Any]:
+    """Write one vector for each passage of a shard, in the order of the passages.
+
+    Args:
+        passages: the shard's passages, Parquet.
+        out: gets Parquet of `embeddings_schema`.
+        encoder: the model.
+        params: what the vectors must agree on.
+        metadata: schema metadata.
+
+    Returns:
+        The ledger: passages, vectors, word_pieces, padded_pieces (what the batches really held), max_norm_error.
+
+    Raises:
+        SchemaMismatch: as `embed_passages` does.
+    """
+    table = pq.read_table(passages, columns=["passage_id", "input_ids"]).combine_chunks()
+    names = table["passage_id"].to_pylist()
+    rows = split_lists(table["input_ids"])
+    vectors = embed_passages(rows, encoder, names)
+    stored = vectors.astype(params.dtype)
+    schema = embeddings_schema(params.dim, params.dtype)
+    flat = pa.array(stored.reshape(-1), schema.field("vector").type.value_type)
+    column = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
+    result = pa.Table.from_arrays([table["passage_id"], column], schema=schema).replace_schema_metadata(metadata)
+    pq.write_table(
+        result, out, compression="zstd", compression_level=3, use_dictionary=False, row_group_size=ROW_GROUP_VECTORS
+    )
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    padded = sum(len(batch) * int(lengths[batch[0]]) for batch in batch_plan(lengths, encoder.batch_pieces))
+    norms = np.linalg.norm(stored.astype(np.float32), axis=1)
+    return {
+        "passages": len(names),
+        "vectors": len(vectors),
+        "word_pieces": int(lengths.sum()),
+        "padded_pieces": padded,
+        "max_norm_error": float(np.abs(norms - 1).max()) if len(norms) else 0.0,
+        "sample": names[0] if names else None,
+    }
+
+
+def split_lists(column: pa.ChunkedArray | pa.Array) -> list[NDArray[np.int32]]:
+    """The rows of an Arrow list column as numpy views, without a Python object for each number."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not len(array):
+        return []
+    offsets = array.offsets.to_numpy()
+    values = array.values.to_numpy()
+    return [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+
+
+def read_vectors(source: IO[bytes]) -> tuple[list[str], NDArray[np.float32]]:
+    """Read an embeddings file back.
+
+    Returns:
+        Passage ids, and float32 [n, dim] in the same order.
+
+    Raises:
+        DamagedArtifact: if the file holds no such columns.
+    """
+    table = pq.read_table(source)
+    if table.column_names != ["passage_id", "vector"]:
+        raise DamagedArtifact(f"an embeddings file with columns {table.column_names}: materialize embeddings again")
+    column = table["vector"].combine_chunks()
+    dim = table.schema.field("vector").type.list_size
+    flat = column.flatten() if len(column) else pa.array([], pa.float32())
+    return table["passage_id"].to_pylist(), np.asarray(flat).astype(np.float32).reshape(-1, dim)
