@@ -1,0 +1,1 @@
+"""Dagster: what exists, when it is made, and when to trust it."""

@@ -1,0 +1,165 @@
+"""Materialize a snapshot without the UI: the same assets, run one stage after the other in this process.
+
+Each stage is a Dagster run of its own over exactly the shards that are not done, so that the UI shows the same
+history, and Ray is started once for all of them.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import dagster as dg
+
+from wiki_assets.defs.partitions import dates_name
+from wiki_assets.defs.publish import examine
+from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
+from wiki_assets.defs.wikis import WikiConfig
+from wiki_assets.errors import BadRequest, WikiAssetsError
+from wiki_assets.keys import Shard, Snapshot
+from wiki_assets.resources.store import Store
+from wiki_assets.settings import Settings
+
+STAGES = ("raw_dump", *SHARD_ARTIFACTS, "published_index")
+NEEDS_RAY = ("articles", "tokens", "embeddings")
+Build = Callable[..., dg.Definitions]
+
+
+@dataclass
+class Outcome:
+    """What a headless materialization did."""
+
+    made: dict[str, int] = field(default_factory=dict)  # by stage: partitions made now
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether everything was done before."""
+        return not self.made and not self.failures
+
+
+def materialize_snapshot(
+    snapshot: Snapshot,
+    config: WikiConfig,
+    settings: Settings,
+    *,
+    instance: dg.DagsterInstance,
+    build: Build,
+    until: str = "published_index",
+) -> Outcome:
+    """Make what is not done of a snapshot, stage by stage; stop at the first stage with a failure.
+
+    Args:
+        snapshot: which one.
+        config: of its wiki.
+        settings: of this deployment.
+        instance: where runs and events are recorded.
+        build: makes the definitions, given a Ray resource.
+        until: the last stage to make.
+
+    Raises:
+        BadRequest: if `until` is no stage.
+    """
+    from wiki_assets.resources.compute import joined_ray, ray_session
+
+    if until not in STAGES:
+        raise BadRequest(f"--until {until!r}: expected one of {', '.join(STAGES)}")
+    store = Store(settings.root)
+    book = Cookbook(config, store)
+    instance.add_dynamic_partitions(dates_name(snapshot.wiki), [snapshot.date])
+    job = build(settings, wikis=[config], ray=joined_ray(), loggers={"console": plain_logger}).resolve_implicit_global_asset_job_def()
+    outcome = Outcome()
+    with ExitStack() as ray:
+        started = False
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            key = dg.AssetKey([snapshot.wiki, stage])
+            for tags, count in _missing(stage, key, book, snapshot, instance):
+                if stage in NEEDS_RAY and not started:
+                    ray.enter_context(ray_session(settings))
+                    started = True
+                single = tags.get("dagster/partition")
+                result = job.execute_in_process(
+                    instance=instance,
+                    asset_selection=[key],
+                    partition_key=single,
+                    tags=None if single else tags,
+                    raise_on_error=False,
+                )
+                if result.success:
+                    outcome.made[stage] = outcome.made.get(stage, 0) + count
+                else:
+                    outcome.failures += list(_failures(result, stage))
+            if outcome.failures:
+                break
+    return outcome
+
+
+def _missing(
+    stage: str, key: dg.AssetKey, book: Cookbook, snapshot: Snapshot, instance: dg.DagsterInstance
+) -> Iterator[tuple[dict[str, str], int]]:
+    """The runs that a stage needs: for each range of shards that are not done, its run tags and its size."""
+    recorded = instance.get_materialized_partitions(key)
+    if stage == "raw_dump":
+        if snapshot.date not in recorded or book.store.raw_manifest(snapshot) is None:
+            yield {"dagster/partition": snapshot.date}, 1
+        return
+    if stage == "published_index":
+        if snapshot.date not in recorded or not is_published(book, snapshot):
+            yield {"dagster/partition": snapshot.date}, 1
+        return
+    raw = book.store.raw_manifest(snapshot)
+    shards = [s for s in book.shards(snapshot) if s.partition_key not in recorded or book.made(stage, s, raw) is None]
+    for _, run in groupby(enumerate(shards), key=lambda item: item[1].number - item[0]):
+        cells: Sequence[Shard] = [shard for _, shard in run]
+        first, last = cells[0].partition_key, cells[-1].partition_key
+        if len(cells) == 1:
+            yield {"dagster/partition": first}, 1
+        else:
+            yield {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}, len(cells)
+
+
+def is_published(book: Cookbook, snapshot: Snapshot) -> bool:
+    """Whether the pointer is at this snapshot's current build, or at a newer snapshot."""
+    pointer = book.store.pointer(snapshot.wiki)
+    if pointer is None:
+        return False
+    build = book.current_build(snapshot)
+    return pointer["snapshot"] > snapshot.date or (
+        build is not None and pointer["snapshot"] == snapshot.date and pointer["collection"] == collection_name(snapshot, build)
+    )
+
+
+def _failures(result: dg.ExecuteInProcessResult, stage: str) -> Iterator[str]:
+    """What each failed step said."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            text = (data.user_failure_data.description if data.user_failure_data else None) or (data.error.message if data.error else "")
+            yield f"{stage}: {(text or 'failed').strip().splitlines()[0]}"
+            return
+    yield f"{stage}: the run failed before its step began; see wiki-assets ui"
+
+
+@dg.logger
+def plain_logger(_: dg.InitLoggerContext) -> logging.Logger:
+    """What a run says to a person, and nothing of what it says to Dagster."""
+    logger = logging.getLogger("wiki_assets.run")
+    logger.propagate = True
+    logger.setLevel(logging.INFO)
+    logger.filters[:] = [_said_by_us]
+    return logger
+
+
+def _said_by_us(record: logging.LogRecord) -> bool:
+    meta = getattr(record, "dagster_meta", {})
+    record.msg, record.args = meta.get("orig_message", record.getMessage()), None
+    return not meta.get("dagster_event") and record.levelno >= logging.INFO
+
+
+def explain(book: Cookbook, snapshot: Snapshot, settings: Settings) -> str:
+    """Why a snapshot is not published, in one line; empty where nothing stands against it."""
+    try:
+        return examine(book, snapshot, settings).reasons
+    except WikiAssetsError as error:
+        return str(error)

@@ -1,0 +1,34 @@
+"""This machine's Dagster instance: made where there is none, with the defaults that we ship."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files as package_files
+from pathlib import Path
+
+import dagster as dg
+
+from wiki_assets.settings import Settings
+
+POOL_LIMITS = {"mirror": 1, "chroma": 1}  # runs at once: one download, one writer
+
+
+def prepare_home(settings: Settings) -> Path:
+    """Make DAGSTER_HOME if it is not there, with our `dagster.yaml`, and name it in the environment."""
+    home = settings.dagster_home.expanduser().absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "dagster.yaml"
+    if not config.exists():
+        config.write_bytes((Path(str(package_files("wiki_assets"))) / "dagster.yaml").read_bytes())
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+@contextmanager
+def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The instance of this machine, its pools limited."""
+    prepare_home(settings)
+    with dg.DagsterInstance.get() as instance:
+        for pool, limit in POOL_LIMITS.items():
+            instance.event_log_storage.set_concurrency_slots(pool, limit)
+        yield instance

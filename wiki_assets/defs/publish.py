@@ -1,0 +1,146 @@
+"""What must hold of a whole snapshot before queries see it, and the step that shows it to them."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from wiki_assets.defs.checks import CHECKS, totals
+from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
+from wiki_assets.defs.work import splits_of
+from wiki_assets.errors import NotPublished
+from wiki_assets.files import Manifest
+from wiki_assets.keys import Snapshot
+from wiki_assets.resources.chroma import open_store, published_collection
+from wiki_assets.settings import Settings
+from wiki_assets.stages.embeddings import read_vectors
+from wiki_assets.stages.index import self_recall
+
+MIN_SELF_RECALL = 0.99
+_SAMPLE = 200  # passages asked for by their own vector
+GATE = ("every_shard_made", "documents_conserved", "stages_agree", "collection_answers")
+
+
+@dataclass
+class Gate:
+    """The blocking checks of one snapshot: what each found, and whether all passed."""
+
+    results: dict[str, tuple[bool, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the snapshot may be published."""
+        return all(passed for passed, _ in self.results.values())
+
+    @property
+    def reasons(self) -> str:
+        """The checks that failed and what they found, in one line."""
+        return "; ".join(f"{name}: {facts}" for name, (passed, facts) in self.results.items() if not passed)
+
+
+def examine(book: Cookbook, snapshot: Snapshot, settings: Settings) -> Gate:
+    """Ask everything of a snapshot that must hold before it is published. Reads manifests and the collection."""
+    gate = Gate()
+    shards = book.shards(snapshot)
+    made: dict[str, list[Manifest]] = {}
+    missing: dict[str, list[str]] = {}
+    raw = book.store.raw_manifest(snapshot)
+    for artifact in SHARD_ARTIFACTS:
+        found = [(shard, book.made(artifact, shard, raw)) for shard in shards]
+        made[artifact] = [m for _, m in found if m]
+        if absent := [shard.name for shard, m in found if m is None]:
+            missing[artifact] = absent
+    gate.results["every_shard_made"] = (
+        not missing,
+        {"shards": len(shards), **{f"{name}_missing": f"{len(v)} ({', '.join(v[:5])})" for name, v in missing.items()}},
+    )
+    gate.results["documents_conserved"] = _documents(book, snapshot, made["articles"])
+    gate.results["stages_agree"] = _stages(made)
+    gate.results["collection_answers"] = _collection(book, snapshot, settings, made) if not missing else (False, {"found": "nothing to ask yet"})
+    return gate
+
+
+def _documents(book: Cookbook, snapshot: Snapshot, articles: list[Manifest]) -> tuple[bool, dict[str, Any]]:
+    """Documents in = pages + superseded + filtered + quarantined, over the whole snapshot."""
+    documents, lost = 0, Counter[str]()
+    for split in splits_of(book.store, book.config, snapshot):
+        manifest = split.made()
+        if manifest is None:
+            return False, {"found": f"{split.file_name} was not split with today's code: materialize articles"}
+        documents += manifest.counts["documents"]
+        lost.update(manifest.counts["filtered"])
+        lost.update(manifest.counts["quarantined"])
+    n = totals(articles, "pages", "superseded")
+    facts = {"documents": documents, **n, **lost}
+    return documents == n["pages"] + n["superseded"] + sum(lost.values()), facts
+
+
+def _stages(made: dict[str, list[Manifest]]) -> tuple[bool, dict[str, Any]]:
+    """No page, passage or vector was lost between stages, and the checks of each stage hold over all shards."""
+    broken = [f"{artifact}.{name}" for artifact, checks in CHECKS.items() for name, check in checks.items() if not check(made[artifact])[0]]
+    pages = totals(made["articles"], "pages")["pages"], totals(made["tokens"], "pages")["pages"]
+    passages = totals(made["tokens"], "passages")["passages"], totals(made["embeddings"], "vectors")["vectors"]
+    indexed = totals(made["chroma_collection"], "indexed")["indexed"]
+    facts: dict[str, Any] = {"pages": pages[1], "passages": passages[0], "vectors": passages[1], "indexed": indexed}
+    if broken:
+        facts["broken"] = ", ".join(broken)
+    return not broken and pages[0] == pages[1] and passages[0] == passages[1] == indexed, facts
+
+
+def _collection(book: Cookbook, snapshot: Snapshot, settings: Settings, made: dict[str, list[Manifest]]) -> tuple[bool, dict[str, Any]]:
+    """A fresh client counts the rows, and finds passages by their own vectors."""
+    build = book.current_build(snapshot)
+    assert build is not None
+    expected = totals(made["chroma_collection"], "indexed")["indexed"]
+    ids = _some_ids(book, snapshot)
+    try:
+        with open_store(book.store.build(snapshot, build) / "chroma", settings.chroma) as client:
+            collection = published_collection(client, collection_name(snapshot, build))
+            rows, recall = collection.count(), self_recall(collection, ids)
+    except NotPublished as error:
+        return False, {"found": str(error)}
+    facts = {"rows": rows, "expected": expected, "self_recall": recall, "asked": len(ids), "build": build}
+    return rows == expected and recall >= MIN_SELF_RECALL, facts
+
+
+def _some_ids(book: Cookbook, snapshot: Snapshot) -> list[str]:
+    """Passage ids from a few shards, the same ones each time."""
+    rng = random.Random(str(snapshot))
+    shards = book.shards(snapshot)
+    ids: list[str] = []
+    for shard in rng.sample(shards, min(4, len(shards))):
+        with book.store.file("embeddings", shard).open("rb") as source:
+            ids += read_vectors(source)[0]
+    return rng.sample(ids, min(_SAMPLE, len(ids)))
+
+
+def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
+    """Move the wiki's pointer to this snapshot's build; keep what it pointed to, for a rollback.
+
+    The pointer never moves to an older snapshot: going back is a rollback, and is asked for as such.
+
+    Returns:
+        The pointer as it stands now.
+    """
+    build = book.current_build(snapshot)
+    assert build is not None and gate.passed
+    old = book.store.pointer(snapshot.wiki)
+    if old is not None and old["snapshot"] > snapshot.date:
+        return old
+    model = book.config.find_model()
+    pointer: dict[str, Any] = {
+        "wiki": snapshot.wiki,
+        "snapshot": snapshot.date,
+        "build": build,
+        "collection": collection_name(snapshot, build),
+        "model": {"name": model.name, "sha256": model.sha256, "dim": model.dim},
+        "pages": gate.results["stages_agree"][1]["pages"],
+        "passages": gate.results["stages_agree"][1]["indexed"],
+        "shards": book.config.shards,
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    same = old is not None and (old["snapshot"], old["build"]) == (snapshot.date, build)
+    pointer["previous"] = (old or {}).get("previous") if same else {k: v for k, v in (old or {}).items() if k != "previous"} or None
+    book.store.publish(snapshot.wiki, pointer)
+    return pointer

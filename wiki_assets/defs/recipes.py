@@ -1,0 +1,194 @@
+"""What each artifact of a shard is made from, and whether what lies in the store is that.
+
+Done means: the manifest is there, its files have the recorded sizes, and its fingerprint (inputs, code version,
+parameters) is the one that would be made now. Nothing is done because a file exists.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from wiki_assets.defs.wikis import WikiConfig
+from wiki_assets.files import FileRecord, Manifest, fingerprint, read_json, write_json
+from wiki_assets.keys import Shard, Snapshot
+from wiki_assets.resources.store import Store
+from wiki_assets.stages import articles, embeddings, index, passages, tokens
+
+RAW_VERSION = "raw-1"
+SHARD_ARTIFACTS = ("articles", "tokens", "embeddings", "chroma_collection")
+UPSTREAM: Mapping[str, Sequence[str]] = {
+    "articles": ("raw_dump",),
+    "tokens": ("articles",),
+    "embeddings": ("tokens",),
+    "chroma_collection": ("embeddings",),
+}
+
+
+def code_version(artifact: str, config: WikiConfig) -> str:
+    """The code and the settings that decide what an artifact holds, as Dagster shows them."""
+    shards = f"n{config.shards}"
+    model = config.model.rstrip("/").rpartition("/")[2]
+    return {
+        "raw_dump": f"{RAW_VERSION}:{shards}",
+        "articles": f"{articles.CODE_VERSION}:{shards}",
+        "tokens": f"{tokens.CODE_VERSION}:{passages.CODE_VERSION}:{config.encoding}:{model}:{config.passage_word_pieces}wp",
+        "embeddings": f"{embeddings.CODE_VERSION}:{model}:{config.vector_dtype}",
+        "chroma_collection": f"{index.CODE_VERSION}:{fingerprint(index.HNSW)[:8]}",
+        "published_index": "published-1",
+    }[artifact]
+
+
+def params(artifact: str, config: WikiConfig) -> dict[str, Any]:
+    """The parameters of an artifact, as its manifest records them; what differs here differs in the bytes."""
+    if artifact == "articles":
+        return {"shards": config.shards}
+    model = config.find_model()
+    if artifact == "tokens":
+        return {
+            "encoding": config.encoding,
+            "model": model.name,
+            "tokenizer_sha256": model.sha256,
+            **msgspec.to_builtins(tokens.PassageParams(config.passage_word_pieces, model.document_prompt)),
+        }
+    if artifact == "embeddings":
+        return msgspec.to_builtins(embeddings.EmbeddingParams(model.name, model.sha256, model.dim, config.vector_dtype))
+    return {"hnsw": index.HNSW, "model_sha256": model.sha256, "dim": model.dim}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one artifact of one shard would be made from now."""
+
+    artifact: str
+    shard: Shard
+    code_version: str
+    params: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of inputs, code version and parameters."""
+        return fingerprint(self.code_version, self.params, self.inputs)
+
+    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
+        """The manifest that vouches for the result."""
+        snapshot = self.shard.snapshot
+        return Manifest(
+            artifact=self.artifact,
+            wiki=snapshot.wiki,
+            snapshot=snapshot.date,
+            shard=self.shard.number,
+            fingerprint=self.fingerprint,
+            code_version=self.code_version,
+            params=self.params,
+            inputs=self.inputs,
+            files=files,
+            counts=counts,
+            stats=stats,
+        )
+
+    def metadata(self, config: WikiConfig) -> dict[str, str]:
+        """What the Parquet file says of itself."""
+        snapshot = self.shard.snapshot
+        facts = {
+            "wiki": snapshot.wiki,
+            "snapshot": snapshot.date,
+            "shard": self.shard.name,
+            "shards": str(config.shards),
+            "code_version": self.code_version,
+            "fingerprint": self.fingerprint,
+            "licence": articles.LICENCE,
+            "changes": "markup removed by Wikimedia; split into shards, tokens and passages",
+            **{name: str(value) for name, value in self.params.items()},
+        }
+        return {f"wiki_assets.{name}": value for name, value in facts.items()}
+
+
+class Blocked(Exception):
+    """An artifact's input is not there, or is not up to date."""
+
+
+@dataclass(frozen=True)
+class Cookbook:
+    """The recipes of one wiki."""
+
+    config: WikiConfig
+    store: Store
+
+    def recipe(self, artifact: str, shard: Shard, raw: Manifest | None = None) -> Recipe:
+        """What an artifact of a shard would be made from now.
+
+        Args:
+            artifact: one of `SHARD_ARTIFACTS`.
+            shard: which one.
+            raw: the snapshot's raw manifest, where the caller has it at hand.
+
+        Raises:
+            Blocked: if an input is missing; the message names it.
+        """
+        inputs: dict[str, str] = {}
+        for name in UPSTREAM[artifact]:
+            if name == "raw_dump":
+                manifest = raw or self.store.raw_manifest(shard.snapshot)
+                label = str(shard.snapshot)
+            else:
+                manifest = self.store.manifest(name, shard)
+                label = str(shard)
+            if manifest is None:
+                raise Blocked(f"{name} of {label} is not there: materialize {name} first")
+            inputs[name] = manifest.data_version
+        return Recipe(artifact, shard, code_version(artifact, self.config), params(artifact, self.config), inputs)
+
+    def made(self, artifact: str, shard: Shard, raw: Manifest | None = None) -> Manifest | None:
+        """The manifest of an artifact that is there and up to date, else None."""
+        try:
+            recipe = self.recipe(artifact, shard, raw)
+        except Blocked:
+            return None
+        if artifact == "chroma_collection":
+            build = self.current_build(shard.snapshot)
+            manifest = self.store.index_manifest(shard, build) if build else None
+        else:
+            manifest = self.store.manifest(artifact, shard)
+        return manifest if manifest and manifest.fingerprint == recipe.fingerprint else None
+
+    def shards(self, snapshot: Snapshot) -> list[Shard]:
+        """Every shard of a snapshot."""
+        return [Shard(snapshot, number) for number in range(self.config.shards)]
+
+    def current_build(self, snapshot: Snapshot) -> int | None:
+        """The build of the index to go on with: the newest, if it was begun with today's parameters."""
+        builds = self.store.builds(snapshot)
+        if not builds:
+            return None
+        begun = read_json(self.store.build(snapshot, builds[-1]) / "build.json")
+        return builds[-1] if begun and begun.get("params") == self._build_params() else None
+
+    def build_for(self, snapshot: Snapshot, todo: Sequence[Recipe]) -> int:
+        """The build to add `todo` to; a new one if the current one holds other vectors of these shards.
+
+        A collection is only ever added to, so a shard whose vectors changed cannot go into the build that has
+        its old ones.
+        """
+        build = self.current_build(snapshot)
+        stale = build is not None and any(
+            (old := self.store.index_manifest(recipe.shard, build)) and old.fingerprint != recipe.fingerprint for recipe in todo
+        )
+        if build is None or stale:
+            build = max(self.store.builds(snapshot), default=0) + 1
+            write_json(
+                self.store.build(snapshot, build) / "build.json",
+                {"wiki": snapshot.wiki, "snapshot": snapshot.date, "build": build, "params": self._build_params()},
+            )
+        return build
+
+    def _build_params(self) -> dict[str, Any]:
+        return {"code_version": code_version("chroma_collection", self.config), "shards": self.config.shards,
+                **params("chroma_collection", self.config)}  # fmt: skip
+
+
+def collection_name(snapshot: Snapshot, build: int) -> str:
+    """The name of a build's collection: `simplewiki-20251103-1`."""
+    return f"{snapshot}-{build}"

@@ -1,0 +1,279 @@
+"""What a worker does: read one file, run the stage, commit one file, and return its manifest.
+
+Runs inside Ray tasks, so it imports neither Dagster nor Ray, and what it returns is a handful of numbers.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+
+from wiki_assets.compression import decoded_chunks
+from wiki_assets.defs.recipes import Recipe
+from wiki_assets.defs.wikis import WikiConfig
+from wiki_assets.errors import CorruptDump, DamagedArtifact, LedgerBroken
+from wiki_assets.files import FileRecord, Manifest, fingerprint, read_manifest, sizes_agree, whole_file, write_json
+from wiki_assets.keys import Snapshot
+from wiki_assets.resources.engines import load_engine
+from wiki_assets.resources.models import load_encoding
+from wiki_assets.resources.store import Store
+from wiki_assets.settings import Settings
+from wiki_assets.stages.articles import CODE_VERSION, Fragment, merge_shard, split_documents
+from wiki_assets.stages.dump import DumpReader
+from wiki_assets.stages.embeddings import EmbeddingParams, embed_shard
+from wiki_assets.stages.tokens import PassageParams, tokenize_shard
+from wiki_assets.stages.word_pieces import WordPieceTokenizer
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard's worth of work, as it travels to a worker."""
+
+    recipe: Recipe
+    config: WikiConfig
+    store: Store
+    settings: Settings
+
+
+def pin_threads(count: int) -> None:
+    """Keep this process's libraries to so many threads; call before they are imported."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(count)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@contextmanager
+def _measured() -> Iterator[dict[str, Any]]:
+    """Fill in what the work inside took, when it ends."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    stats: dict[str, Any] = {}
+    yield stats
+    stats["seconds"] = round(time.perf_counter() - wall, 3)
+    stats["cpu_seconds"] = round(time.process_time() - cpu, 3)
+    stats["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _commit(work: Work, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
+    manifest = work.recipe.manifest(files, counts, stats)
+    write_json(work.store.manifest_path(work.recipe.artifact, work.recipe.shard), manifest)
+    return manifest
+
+
+def _name(work: Work, artifact: str) -> str:
+    """A shard's file as its manifest names it: relative to the wiki's folder."""
+    path = work.store.file(artifact, work.recipe.shard)
+    return "/".join(path.parts[-3:])
+
+
+# --- articles: split a dump file, merge a shard
+
+
+@dataclass(frozen=True)
+class Split:
+    """One dump file to split, as it travels to a worker."""
+
+    snapshot: Snapshot
+    config: WikiConfig
+    store: Store
+    file_name: str
+    sha256: str
+    decoded_bytes: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the dump file, the code and the shard count."""
+        return fingerprint(CODE_VERSION, self.config.shards, self.sha256)
+
+    @property
+    def manifest_path(self) -> Any:
+        """Where the split's manifest lies; it stays after the fragments are gone."""
+        return self.store.split(self.snapshot) / f"{self.file_name}.json"
+
+    def made(self) -> Manifest | None:
+        """The split's manifest, if it is up to date; its fragments may be gone."""
+        manifest = read_manifest(self.manifest_path)
+        return manifest if manifest and manifest.fingerprint == self.fingerprint else None
+
+    def has_fragments(self, manifest: Manifest) -> bool:
+        """Whether the split pages are still there."""
+        return sizes_agree(self.store.wiki(self.snapshot.wiki), manifest)
+
+    def fragment(self, shard: int, manifest: Manifest) -> Fragment:
+        """One shard's part of the split file."""
+        batches = manifest.counts["batches_by_shard"].get(str(shard), [])
+        return Fragment(self._path("arrow"), batches, self._path("redirects.parquet"))
+
+    def _path(self, ending: str) -> Any:
+        return self.store.split(self.snapshot) / f"{self.file_name}.{ending}"
+
+    def _name(self, ending: str) -> str:
+        return f"articles/{self.snapshot.date}/split/{self.file_name}.{ending}"
+
+
+def split_dump_file(split: Split) -> Manifest:
+    """Read one dump file and sort its pages into fragments; every other row is counted, bad ones are kept.
+
+    Raises:
+        CorruptDump: if the file decodes to another length than when it was fetched.
+        LedgerBroken: if documents in are not pages plus those left out for a reason.
+    """
+    with _measured() as stats:
+        reader = DumpReader()
+        source = split.store.raw(split.snapshot) / split.file_name
+        with (
+            source.open("rb") as raw,
+            whole_file(split._path("arrow")) as fragment,
+            whole_file(split._path("redirects.parquet")) as redirects,
+        ):
+            chunks = decoded_chunks(raw, split.file_name)
+            counts = split_documents(reader.documents(chunks), fragment, redirects, shards=split.config.shards)
+            if reader.bytes_read != split.decoded_bytes:
+                raise CorruptDump(
+                    f"{source}: decodes to {reader.bytes_read:,} bytes, {split.decoded_bytes:,} when it was fetched: delete it, then materialize raw_dump"
+                )
+        with whole_file(split._path("quarantine.jsonl")) as quarantine:
+            for line in reader.bad_lines:
+                quarantine.write(msgspec.json.encode(line) + b"\n")
+    n_bad = sum(reader.quarantined.values())
+    documents = reader.n_documents + n_bad
+    if documents != counts.pages + sum(counts.filtered.values()) + n_bad or counts.pages != sum(counts.pages_by_shard.values()):
+        raise LedgerBroken(f"{source}: {documents} documents do not add up: {counts}")
+    manifest = Manifest(
+        artifact="split",
+        wiki=split.snapshot.wiki,
+        snapshot=split.snapshot.date,
+        fingerprint=split.fingerprint,
+        code_version=CODE_VERSION,
+        params={"shards": split.config.shards},
+        inputs={split.file_name: split.sha256},
+        files={
+            split._name("arrow"): fragment.record,
+            split._name("redirects.parquet"): redirects.record,
+            split._name("quarantine.jsonl"): quarantine.record,
+        },
+        counts={
+            "documents": documents,
+            "pages": counts.pages,
+            "text_chars": counts.text_chars,
+            "filtered": dict(counts.filtered),
+            "quarantined": dict(reader.quarantined),
+            "pages_by_shard": {str(s): n for s, n in counts.pages_by_shard.items()},
+            "batches_by_shard": {str(s): n for s, n in counts.batches_by_shard.items()},
+        },
+        stats=stats,
+    )
+    write_json(split.manifest_path, manifest)
+    return manifest
+
+
+def drop_fragments(splits: list[Split]) -> None:
+    """Delete split pages that every shard has merged; their manifests and quarantines stay."""
+    for split in splits:
+        for ending in ("arrow", "redirects.parquet"):
+            split._path(ending).unlink(missing_ok=True)
+
+
+def make_articles(work: Work, splits: list[Split]) -> Manifest:
+    """Merge one shard's pages from all split dump files."""
+    shard = work.recipe.shard
+    fragments: list[Fragment] = []
+    promised = 0
+    for split in splits:
+        manifest = split.made()
+        if manifest is None or not split.has_fragments(manifest):
+            raise DamagedArtifact(f"{shard}: the fragments of {split.file_name} are gone: run again, it is split again")
+        fragments.append(split.fragment(shard.number, manifest))
+        promised += manifest.counts["pages_by_shard"].get(str(shard.number), 0)
+    with _measured() as stats, whole_file(work.store.file("articles", shard), check=_ids_rise) as out:
+        counts = merge_shard(fragments, out, shard=shard, metadata=work.recipe.metadata(work.config))
+        if counts["pages_in"] != promised:
+            raise LedgerBroken(f"{shard}: {counts['pages_in']} pages read, the split wrote {promised}")
+    return _commit(work, {_name(work, "articles"): out.record}, counts, stats)
+
+
+def _ids_rise(file: IO[bytes]) -> None:
+    """No page twice, and in order."""
+    ids = pq.read_table(file, columns=["page_id"])["page_id"].to_numpy()
+    if not (np.diff(ids) > 0).all():
+        raise LedgerBroken("a page id appears twice in its shard")
+
+
+# --- tokens and passages
+
+
+def make_tokens(work: Work) -> Manifest:
+    """Token ids and passages of one shard."""
+    config, shard = work.config, work.recipe.shard
+    model = config.find_model()
+    encoding = load_encoding(config.encoding, work.settings.cache_folder)
+    tokenizer = _tokenizer(str(model.tokenizer_file), model.max_pieces)
+    metadata = work.recipe.metadata(config)
+    with (
+        _measured() as stats,
+        work.store.file("articles", shard).open("rb") as articles,
+        whole_file(work.store.file("tokens", shard), check=pq.ParquetFile) as tokens,
+        whole_file(work.store.file("passages", shard), check=pq.ParquetFile) as passages,
+    ):
+        counts = tokenize_shard(
+            articles,
+            tokens,
+            passages,
+            encoding=encoding,
+            tokenizer=tokenizer,
+            params=PassageParams(config.passage_word_pieces, model.document_prompt),
+            metadata=metadata,
+        )
+        if counts["covered_chars"] != counts["text_chars"] or counts["truncated"]:
+            raise LedgerBroken(f"{shard}: passages cover {counts['covered_chars']} of {counts['text_chars']} characters")
+    counts["bytes_per_token"] = round(tokens.record.size_bytes / max(1, counts["tokens"]), 3)
+    return _commit(work, {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}, counts, stats)
+
+
+_tokenizers: dict[tuple[str, int], WordPieceTokenizer] = {}
+
+
+def _tokenizer(file: str, max_pieces: int) -> WordPieceTokenizer:
+    """One tokenizer a process: its table of words is what makes it fast."""
+    return _tokenizers.setdefault((file, max_pieces), WordPieceTokenizer(Path(file), max_pieces=max_pieces))
+
+
+# --- embeddings
+
+
+def make_embeddings(work: Work) -> Manifest:
+    """One vector for each passage of a shard."""
+    config, shard = work.config, work.recipe.shard
+    engine = load_engine(config.find_model(), work.settings.engine, _threads(), work.settings.cache_folder)
+    params = msgspec.convert(work.recipe.params, EmbeddingParams)
+    with (
+        _measured() as stats,
+        work.store.file("passages", shard).open("rb") as passages,
+        whole_file(work.store.file("embeddings", shard), check=pq.ParquetFile) as out,
+    ):
+        counts = embed_shard(passages, out, encoder=engine, params=params, metadata=work.recipe.metadata(config))
+        if counts["vectors"] != counts["passages"] or counts["max_norm_error"] > 1e-3:
+            raise LedgerBroken(f"{shard}: {counts['passages']} passages, {counts['vectors']} vectors, norms off by {counts['max_norm_error']}")
+    stats |= {"engine": engine.engine, "batch_pieces": engine.batch_pieces}
+    return _commit(work, {_name(work, "embeddings"): out.record}, counts, stats)
+
+
+def _threads() -> int:
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1") or 1))
+
+
+
+def splits_of(store: Store, config: WikiConfig, snapshot: Snapshot) -> list[Split]:
+    """The dump files of a snapshot, as the raw manifest lists them."""
+    raw = store.raw_manifest(snapshot)
+    return [
+        Split(snapshot, config, store, file["name"], file["sha256"], file["decoded_bytes"])
+        for file in (raw.counts["files"] if raw else ())
+    ]

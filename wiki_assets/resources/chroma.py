@@ -1,0 +1,115 @@
+"""Collections, embedded in a folder of this machine or on a Chroma server.
+
+An embedded store has one writer: Chroma itself does not stop a second process, and two of them ruin the store
+without an error. So whoever opens a store to write holds a lock on its folder, which the kernel drops with the
+process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from upath import UPath
+
+from wiki_assets.errors import BadRequest, NotPublished, SourceUnavailable, StoreLocked
+from wiki_assets.files import is_local
+
+if TYPE_CHECKING:
+    from chromadb import Collection
+    from chromadb.api import ClientAPI
+
+
+@contextmanager
+def open_store(folder: UPath | Path, server: str = "", *, write: bool = False) -> Iterator["ClientAPI"]:
+    """A Chroma client: of the server if there is one, else of the store in `folder`.
+
+    Args:
+        folder: an embedded store's; made if it is opened to write.
+        server: URL of a Chroma server, or empty.
+        write: hold the store's lock; readers of a published store need none.
+
+    Raises:
+        StoreLocked: if another process writes to this store.
+        NotPublished: if there is no store to read.
+        SourceUnavailable: if the server does not answer.
+        BadRequest: if an embedded store would lie in an object store.
+    """
+    if server:
+        yield from _with_server(server)
+        return
+    if not is_local(folder):
+        raise BadRequest(f"{folder}: an embedded Chroma store needs a local disk: set WIKI_ASSETS_CHROMA to a server's URL")
+    path = Path(folder)
+    if write:
+        path.mkdir(parents=True, exist_ok=True)
+        with _writer_lock(path):
+            yield from _embedded(path)
+    elif not (path / "chroma.sqlite3").exists():
+        raise NotPublished(f"{path}: no Chroma store there; run wiki-assets materialize")
+    else:
+        yield from _embedded(path)
+
+
+@contextmanager
+def _writer_lock(path: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreLocked(f"{path}: another process is writing this store; wait until it ends, then run again") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _embedded(path: Path) -> Iterator["ClientAPI"]:
+    import chromadb
+
+    client = chromadb.PersistentClient(str(path), settings=_quiet())
+    try:
+        yield client
+    finally:
+        client.close()  # type: ignore[attr-defined]
+
+
+def _with_server(server: str) -> Iterator["ClientAPI"]:
+    import chromadb
+
+    address = urlsplit(server)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise BadRequest(f"WIKI_ASSETS_CHROMA={server!r}: expected a URL such as http://localhost:8000")
+    secure = address.scheme == "https"
+    try:
+        client = chromadb.HttpClient(address.hostname, address.port or (443 if secure else 8000), ssl=secure, settings=_quiet())
+        client.heartbeat()
+    except Exception as error:  # httpx, ValueError or chromadb's own, by version
+        raise SourceUnavailable(f"{server}: no Chroma server answers ({type(error).__name__}): start it, or unset WIKI_ASSETS_CHROMA") from error
+    yield client
+
+
+def _quiet() -> Any:
+    from chromadb.config import Settings
+
+    return Settings(anonymized_telemetry=False)
+
+
+def open_collection(client: "ClientAPI", name: str, *, hnsw: dict[str, Any], metadata: dict[str, Any]) -> "Collection":
+    """The collection of that name; made with these settings if it is not there."""
+    return client.get_or_create_collection(name, embedding_function=None, configuration={"hnsw": hnsw}, metadata=metadata)  # type: ignore[typeddict-item]
+
+
+def published_collection(client: "ClientAPI", name: str) -> "Collection":
+    """A collection that must be there.
+
+    Raises:
+        NotPublished: if it is not: the store was lost, or belongs to another deployment.
+    """
+    try:
+        return client.get_collection(name, embedding_function=None)
+    except Exception as error:  # NotFoundError, ValueError or InvalidCollectionException, by version
+        raise NotPublished(f"collection {name} is published, but its store does not have it: rebuild the index") from error

@@ -1,0 +1,147 @@
+"""Where each artifact of each shard lies, under one data root.
+
+    <wiki>/wiki.json                           how many shards: fixed when the first one is made
+    <wiki>/raw/<date>/…                        as published, and manifest.json
+    <wiki>/articles/<date>/00003.parquet       one row a page, and 00003.json, its manifest
+    <wiki>/articles/<date>/split/<file>.json   what became of each dump file; its fragments until they are merged
+    <wiki>/tokens/<date>/00003.parquet         one row a page
+    <wiki>/passages/<date>/00003.parquet       one row a passage; made with tokens, under their manifest
+    <wiki>/embeddings/<date>/00003.parquet     one vector a passage
+    <wiki>/index/<date>-<build>/…              build.json, chroma/ (an embedded store) and shards/00003.json
+    <wiki>/published.json                      the pointer that queries follow
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from upath import UPath
+
+from wiki_assets.errors import BadRequest, NotPublished
+from wiki_assets.files import Manifest, read_json, read_manifest, root_path, sizes_agree, write_json
+from wiki_assets.keys import Shard, Snapshot, check_shard_count, check_wiki
+
+_BUILD = re.compile(r"(\d{8})-(\d+)")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The data root: paths and manifests, nothing that stays open. Workers get a copy."""
+
+    root: str
+
+    def wiki(self, wiki: str) -> UPath:
+        """The folder of a wiki."""
+        return root_path(self.root) / check_wiki(wiki)
+
+    def wikis(self) -> list[str]:
+        """Every wiki that has data here, in order."""
+        root = root_path(self.root)
+        if not root.is_dir():
+            return []
+        return sorted(folder.name for folder in root.iterdir() if (folder / "wiki.json").exists())
+
+    def shard_count(self, wiki: str) -> int | None:
+        """How many shards the wiki's data has; None where there is no data yet."""
+        record = read_json(self.wiki(wiki) / "wiki.json")
+        return int(record["shards"]) if record else None
+
+    def fix_shard_count(self, wiki: str, count: int) -> int:
+        """Record the shard count of a wiki's first data; refuse another one for ever after.
+
+        Raises:
+            BadRequest: if the data was made with another count.
+        """
+        check_shard_count(count)
+        known = self.shard_count(wiki)
+        if known is None:
+            write_json(self.wiki(wiki) / "wiki.json", {"wiki": wiki, "shards": count})
+        elif known != count:
+            raise BadRequest(
+                f"{wiki}: {count} shards asked for, its data in {self.wiki(wiki)} has {known}: set WIKI_ASSETS_SHARDS={known} "
+                "(or its line in the wikis file), or use another WIKI_ASSETS_ROOT for a reshuffle"
+            )
+        return count
+
+    def raw(self, snapshot: Snapshot) -> UPath:
+        """The folder of a snapshot's dump files."""
+        return self.wiki(snapshot.wiki) / "raw" / snapshot.date
+
+    def file(self, artifact: str, shard: Shard) -> UPath:
+        """A shard's file: `articles`, `tokens`, `passages` or `embeddings`."""
+        return self.wiki(shard.snapshot.wiki) / artifact / shard.snapshot.date / f"{shard.name}.parquet"
+
+    def manifest_path(self, artifact: str, shard: Shard, build: int | None = None) -> UPath:
+        """The manifest of a shard's artifact; that of a row of an index needs its build."""
+        if build is not None:
+            return self.build(shard.snapshot, build) / "shards" / f"{shard.name}.json"
+        return self.wiki(shard.snapshot.wiki) / artifact / shard.snapshot.date / f"{shard.name}.json"
+
+    def manifest(self, artifact: str, shard: Shard) -> Manifest | None:
+        """The manifest of a shard's artifact, if it is there and its files have the recorded sizes."""
+        manifest = read_manifest(self.manifest_path(artifact, shard))
+        return manifest if manifest and sizes_agree(self.wiki(shard.snapshot.wiki), manifest) else None
+
+    def raw_manifest(self, snapshot: Snapshot) -> Manifest | None:
+        """The manifest of a snapshot's dump files, if it is there and they have the recorded sizes."""
+        manifest = read_manifest(self.raw(snapshot) / "manifest.json")
+        return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
+
+    def split(self, snapshot: Snapshot) -> UPath:
+        """The folder of a snapshot's split dump files."""
+        return self.wiki(snapshot.wiki) / "articles" / snapshot.date / "split"
+
+    def dates(self, wiki: str) -> list[str]:
+        """The snapshots of which there is raw data here, oldest first."""
+        folder = self.wiki(wiki) / "raw"
+        return sorted(f.name for f in folder.iterdir() if f.is_dir() and len(f.name) == 8) if folder.is_dir() else []
+
+    def build(self, snapshot: Snapshot, build: int) -> UPath:
+        """The folder of one build of a snapshot's index."""
+        return self.wiki(snapshot.wiki) / "index" / f"{snapshot.date}-{build}"
+
+    def builds(self, snapshot: Snapshot) -> list[int]:
+        """The builds of a snapshot's index, oldest first."""
+        return sorted(number for date, number in self._all_builds(snapshot.wiki) if date == snapshot.date)
+
+    def _all_builds(self, wiki: str) -> Iterator[tuple[str, int]]:
+        folder = self.wiki(wiki) / "index"
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if (match := _BUILD.fullmatch(entry.name)) and (entry / "build.json").exists():
+                yield match[1], int(match[2])
+
+    def index_manifest(self, shard: Shard, build: int) -> Manifest | None:
+        """The manifest of a shard's rows in one build of the index."""
+        return read_manifest(self.manifest_path("index", shard, build))
+
+    def pointer(self, wiki: str) -> dict[str, Any] | None:
+        """What is published for a wiki: snapshot, build, collection, model; None before the first time."""
+        return read_json(self.wiki(wiki) / "published.json")
+
+    def published(self, wiki: str | None) -> dict[str, Any]:
+        """The published index to ask; the only one, where no wiki is named.
+
+        Raises:
+            NotPublished: if there is none.
+            BadRequest: if there are several and none was named.
+        """
+        if wiki is not None:
+            pointer = self.pointer(wiki)
+            if pointer is None:
+                known = [w for w in self.wikis() if self.pointer(w)]
+                raise NotPublished(
+                    f"{wiki}: nothing is published under {root_path(self.root)} "
+                    f"(published there: {', '.join(known) or 'no wiki'}): run wiki-assets materialize {wiki}"
+                )
+            return pointer
+        pointers = [p for w in self.wikis() if (p := self.pointer(w))]
+        if not pointers:
+            raise NotPublished(f"nothing is published under {root_path(self.root)}: run wiki-assets materialize WIKI, or set WIKI_ASSETS_ROOT")
+        if len(pointers) > 1:
+            raise BadRequest(f"several wikis are published: name one with --wiki: {', '.join(p['wiki'] for p in pointers)}")
+        return pointers[0]
+
+    def publish(self, wiki: str, pointer: dict[str, Any]) -> None:
+        """Move the pointer, in one atomic step."""
+        write_json(self.wiki(wiki) / "published.json", pointer)

@@ -1,0 +1,1 @@
+"""The outside world, tried against small real servers."""
