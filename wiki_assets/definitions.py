@@ -19,8 +19,6 @@ def build(
     *,
     wikis: Sequence[WikiConfig] | None = None,
     ray: RayResource | None = None,
-    mirror: DumpMirror | None = None,
-    loggers: dict[str, dg.LoggerDefinition] | None = None,
 ) -> dg.Definitions:
     """Everything there is for some wikis.
 
@@ -28,8 +26,6 @@ def build(
         settings: of this deployment.
         wikis: which; those of the wikis file and those that have data, if not given.
         ray: what to compute on, if not what the settings say.
-        mirror: where dumps come from, likewise.
-        loggers: how runs speak, if not as Dagster does.
     """
     store = Store(settings.root)
     configs = known_wikis(settings, store) if wikis is None else wikis
@@ -39,11 +35,10 @@ def build(
         resources={
             "store": store,
             "settings": settings,
-            "mirror": mirror or DumpMirror(base_url=settings.mirror, contact=settings.contact),
+            "mirror": DumpMirror(base_url=settings.mirror, contact=settings.contact),
             "ray": ray or ray_resource(settings),
         },
         executor=dg.in_process_executor,  # the fan-out is Ray's; a process a step would start Ray for each
-        loggers=loggers,
     )
 
 

@@ -24,6 +24,7 @@ from wiki_assets.defs.publish import GATE, examine, publish
 from wiki_assets.defs.raw import fetch_snapshot
 from wiki_assets.defs.recipes import Cookbook, Recipe, code_version
 from wiki_assets.defs.shards import Done, each_shard, fan_out
+from wiki_assets.defs.voice import say
 from wiki_assets.defs.wikis import WikiConfig, require_shard_count
 from wiki_assets.errors import WikiAssetsError
 from wiki_assets.keys import Snapshot
@@ -95,7 +96,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         with one_line_errors():
             snapshot = Snapshot(wiki, context.partition_key)
             require_shard_count(config, settings, store)
-            manifest = fetch_snapshot(snapshot, mirror, store, context.log.info)
+            manifest = fetch_snapshot(snapshot, mirror, store, lambda line: say(context, line))
         facts = manifest.counts
         return dg.MaterializeResult(
             data_version=dg.DataVersion(manifest.data_version),
@@ -123,13 +124,13 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             splits = work.splits_of(store, config, snapshot)
             to_split = [split for split in splits if not ((made := split.made()) and split.has_fragments(made))]
-            context.log.info(f"{snapshot} articles: {len(to_split)} of {len(splits)} dump files to split")
+            say(context, f"{snapshot} articles: {len(to_split)} of {len(splits)} dump files to split")
             for split, result in fan_out(work.split_dump_file, [(split, (split,)) for split in to_split]):
                 if isinstance(result, Exception):
                     raise WikiAssetsError(f"{split.file_name} could not be split: {result}") from result
                 counts = result.counts
                 left_out = {**counts["filtered"], **counts["quarantined"]}
-                context.log.info(f"{split.file_name}: {counts['pages']:,} pages of {counts['documents']:,} documents; left out {left_out or 'nothing'}")
+                say(context, f"{split.file_name}: {counts['pages']:,} pages of {counts['documents']:,} documents; left out {left_out or 'nothing'}")
             yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in works(todo, store, settings)])
             if all(cookbook.made("articles", shard) for shard in cookbook.shards(snapshot)):
                 work.drop_fragments(splits)
@@ -213,7 +214,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                 yield from results
                 raise dg.Failure(f"{snapshot} is not published: {gate.reasons}", allow_retries=False)
             pointer = publish(cookbook, snapshot, gate)
-        context.log.info(f"{wiki}: {pointer['collection']} is published, {pointer['passages']:,} passages of {pointer['pages']:,} pages")
+        say(context, f"{wiki}: {pointer['collection']} is published, {pointer['passages']:,} passages of {pointer['pages']:,} pages")
         yield dg.MaterializeResult(
             asset_key=key("published_index"),
             metadata={k: v for k, v in pointer.items() if isinstance(v, int | str)} | {"moved": pointer["snapshot"] == snapshot.date},

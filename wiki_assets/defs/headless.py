@@ -4,7 +4,6 @@ Each stage is a Dagster run of its own over exactly the shards that are not done
 history, and Ray is started once for all of them.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from itertools import groupby
 import dagster as dg
 
 from wiki_assets.defs.partitions import dates_name
-from wiki_assets.defs.publish import examine
 from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
+from wiki_assets.defs.voice import SILENT_CONSOLE
 from wiki_assets.defs.wikis import WikiConfig
-from wiki_assets.errors import BadRequest, WikiAssetsError
+from wiki_assets.errors import BadRequest
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
@@ -68,7 +67,7 @@ def materialize_snapshot(
     store = Store(settings.root)
     book = Cookbook(config, store)
     instance.add_dynamic_partitions(dates_name(snapshot.wiki), [snapshot.date])
-    job = build(settings, wikis=[config], ray=joined_ray(), loggers={"console": plain_logger}).resolve_implicit_global_asset_job_def()
+    job = build(settings, wikis=[config], ray=joined_ray()).resolve_implicit_global_asset_job_def()
     outcome = Outcome()
     with ExitStack() as ray:
         started = False
@@ -84,6 +83,7 @@ def materialize_snapshot(
                     asset_selection=[key],
                     partition_key=single,
                     tags=None if single else tags,
+                    run_config=SILENT_CONSOLE,
                     raise_on_error=False,
                 )
                 if result.success:
@@ -139,27 +139,3 @@ def _failures(result: dg.ExecuteInProcessResult, stage: str) -> Iterator[str]:
             yield f"{stage}: {(text or 'failed').strip().splitlines()[0]}"
             return
     yield f"{stage}: the run failed before its step began; see wiki-assets ui"
-
-
-@dg.logger
-def plain_logger(_: dg.InitLoggerContext) -> logging.Logger:
-    """What a run says to a person, and nothing of what it says to Dagster."""
-    logger = logging.getLogger("wiki_assets.run")
-    logger.propagate = True
-    logger.setLevel(logging.INFO)
-    logger.filters[:] = [_said_by_us]
-    return logger
-
-
-def _said_by_us(record: logging.LogRecord) -> bool:
-    meta = getattr(record, "dagster_meta", {})
-    record.msg, record.args = meta.get("orig_message", record.getMessage()), None
-    return not meta.get("dagster_event") and record.levelno >= logging.INFO
-
-
-def explain(book: Cookbook, snapshot: Snapshot, settings: Settings) -> str:
-    """Why a snapshot is not published, in one line; empty where nothing stands against it."""
-    try:
-        return examine(book, snapshot, settings).reasons
-    except WikiAssetsError as error:
-        return str(error)

@@ -5,6 +5,7 @@ the end of the step: kill the run half-way, and exactly the finished shards are 
 order through a window, so that what a killed run leaves is one range, which the next run takes as one.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -15,6 +16,7 @@ import dagster as dg
 from wiki_assets.defs import provenance
 from wiki_assets.defs.checks import CHECKS
 from wiki_assets.defs.recipes import Blocked, Cookbook, Recipe
+from wiki_assets.defs.voice import say
 from wiki_assets.defs.work import pin_threads
 from wiki_assets.errors import WikiAssetsError
 from wiki_assets.files import Manifest
@@ -64,20 +66,22 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
                 todo.append(recipe)
             else:
                 reused.append((recipe, manifest))
-        context.log.info(f"{snapshot} {artifact}: {len(todo)} shards to make, {len(reused)} up to date, {len(bad)} blocked")
+        say(context, f"{snapshot} {artifact}: {len(todo)} shards to make, {len(reused)} up to date, {len(bad)} blocked")
         for recipe, manifest in reused:
             finished.append(manifest)
             if recipe.shard.partition_key not in already:
                 yield _event(context, key, recipe, manifest, reused=True, single=single)
+        n_made = 0
         for recipe, result in make(snapshot, todo) if todo else ():
             if isinstance(result, Manifest):
                 finished.append(result)
-                context.log.info(_line(recipe, result))
+                n_made += 1
+                say(context, f"{_line(recipe, result)} ({n_made}/{len(todo)})")
                 yield _event(context, key, recipe, result, reused=False, single=single)
             else:
                 bad[recipe.shard.partition_key] = _message(result)
                 may_pass = True
-                context.log.error(f"{recipe.shard} {artifact}: {bad[recipe.shard.partition_key]}")
+                say(context, f"{recipe.shard} {artifact}: {bad[recipe.shard.partition_key]}", logging.ERROR)
     for name, check in CHECKS[artifact].items():
         if finished:
             passed, facts = check(finished)

@@ -38,7 +38,8 @@ def ray_session(settings: Settings) -> Iterator[None]:
 
 
 def _init_options(settings: Settings) -> dict[str, object]:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU tasks see what the machine has
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default by now; said aloud, it does not warn
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs still sees their driver
     common: dict[str, object] = {"log_to_driver": False, "logging_level": "warning"}
     if settings.ray != "local" or os.environ.get("RAY_ADDRESS"):
         return common
