@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from wiki_assets.errors import StoreLocked, TransientSource, WikiAssetsError
+from wiki_assets.errors import TransientSource, WikiAssetsError
 
 
 @contextmanager
@@ -14,4 +14,14 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except WikiAssetsError as error:
-        raise dg.Failure(str(error), allow_retries=isinstance(error, TransientSource | StoreLocked)) from error
+        raise dg.Failure(str(error), allow_retries=isinstance(error, TransientSource)) from error
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt could help: a lost worker, a disk or a network, but not damaged data or a bug."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return may_pass(cause)
+    if isinstance(error, WikiAssetsError):
+        return isinstance(error, TransientSource)
+    return isinstance(error, OSError) or type(error).__module__.startswith("ray.")

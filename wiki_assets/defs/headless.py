@@ -11,6 +11,7 @@ from itertools import groupby
 
 import dagster as dg
 
+from wiki_assets.defs.instance import fail_orphans, process_tags
 from wiki_assets.defs.partitions import dates_name
 from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
 from wiki_assets.defs.voice import SILENT_CONSOLE
@@ -46,6 +47,7 @@ def materialize_snapshot(
     instance: dg.DagsterInstance,
     build: Build,
     until: str = "published_index",
+    ray_is_up: bool = False,
 ) -> Outcome:
     """Make what is not done of a snapshot, stage by stage; stop at the first stage with a failure.
 
@@ -56,6 +58,7 @@ def materialize_snapshot(
         instance: where runs and events are recorded.
         build: makes the definitions, given a Ray resource.
         until: the last stage to make.
+        ray_is_up: whether this process has joined Ray already; if not, that happens when a stage first needs it.
 
     Raises:
         BadRequest: if `until` is no stage.
@@ -66,11 +69,12 @@ def materialize_snapshot(
         raise BadRequest(f"--until {until!r}: expected one of {', '.join(STAGES)}")
     store = Store(settings.root)
     book = Cookbook(config, store)
+    fail_orphans(instance)
     instance.add_dynamic_partitions(dates_name(snapshot.wiki), [snapshot.date])
     job = build(settings, wikis=[config], ray=joined_ray()).resolve_implicit_global_asset_job_def()
     outcome = Outcome()
     with ExitStack() as ray:
-        started = False
+        started = ray_is_up
         for stage in STAGES[: STAGES.index(until) + 1]:
             key = dg.AssetKey([snapshot.wiki, stage])
             for tags, count in _missing(stage, key, book, snapshot, instance):
@@ -82,7 +86,7 @@ def materialize_snapshot(
                     instance=instance,
                     asset_selection=[key],
                     partition_key=single,
-                    tags=None if single else tags,
+                    tags=process_tags() | ({} if single else tags),
                     run_config=SILENT_CONSOLE,
                     raise_on_error=False,
                 )

@@ -15,6 +15,7 @@ import dagster as dg
 
 from wiki_assets.defs import provenance
 from wiki_assets.defs.checks import CHECKS
+from wiki_assets.defs.failures import may_pass
 from wiki_assets.defs.recipes import Blocked, Cookbook, Recipe
 from wiki_assets.defs.voice import say
 from wiki_assets.defs.work import pin_threads
@@ -48,7 +49,7 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
     shards = sorted(Shard.from_partition_key(book.config.wiki, cell) for cell in context.partition_keys)
     single = len(shards) == 1
     bad: dict[str, str] = {}  # failed, or blocked: the partition and why
-    may_pass = False  # whether another attempt could help
+    retry = False  # whether another attempt could help
     finished: list[Manifest] = []
     already = provenance.reported_in_run(context, key)
     for snapshot, group in groupby(shards, key=lambda shard: shard.snapshot):
@@ -80,7 +81,7 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
                 yield _event(context, key, recipe, result, reused=False, single=single)
             else:
                 bad[recipe.shard.partition_key] = _message(result)
-                may_pass = True
+                retry = retry or may_pass(result)
                 say(context, f"{recipe.shard} {artifact}: {bad[recipe.shard.partition_key]}", logging.ERROR)
     for name, check in CHECKS[artifact].items():
         if finished:
@@ -91,7 +92,7 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
         raise dg.Failure(
             f"{len(bad)} of {len(shards)} shards failed: {names}: {next(iter(bad.values()))}",
             metadata={"failed": dg.MetadataValue.json(bad)},
-            allow_retries=may_pass,
+            allow_retries=retry,
         )
 
 

@@ -1,0 +1,43 @@
+# make demo | make test | make check | make ui
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+TORCH := torch==2.13.0
+# Linux wheels of torch on the default index usually bring 3 GB of CUDA; PyTorch's own index has a build without.
+# GPU=1 takes what the default index gives.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+GPU ?=
+
+.PHONY: install demo test check ui clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25'
+	@if [ -z "$(GPU)" ] && $(PIP) install --dry-run --quiet --report - $(TORCH) | grep -q '"name": "nvidia'; then \
+		echo "installing torch without CUDA (make GPU=1 for the CUDA build)"; \
+		$(PIP) install --quiet --index-url $(TORCH_CPU_INDEX) $(TORCH); \
+	fi
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(VENV)/bin/python -m wiki_assets_tests.tinywiki.serve -- $(VENV)/bin/wiki-assets materialize tinywiki
+	@echo
+	@echo '$$ wiki-assets query "Which animals spit?" -k 3'
+	@$(VENV)/bin/wiki-assets query "Which animals spit?" --wiki tinywiki -k 3
+	@echo
+	@echo 'Ask it yourself: $(VENV)/bin/wiki-assets query "..."    Look at it: make ui'
+
+test: install
+	$(VENV)/bin/python -m pytest -m "not nightly and not gpu"
+
+check: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+ui: install
+	$(VENV)/bin/wiki-assets ui
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,179 @@
+"""Dump to pages, token ids and passages: the platform on Ray, the bare loop, and the naive way."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wiki_assets.defs import work
+from wiki_assets.defs.recipes import Cookbook
+from wiki_assets.defs.shards import fan_out
+from wiki_assets.keys import Snapshot
+from wiki_assets.resources.models import DEFAULT_MODEL, find_model, load_encoding
+from wiki_assets.settings import Settings
+from wiki_assets_tests.bench.bare import Bare
+from wiki_assets_tests.bench.dumps import Dump, fill_store, thinned, tiny_dump
+from wiki_assets_tests.bench.measure import Row, Side, best_rate
+from wiki_assets_tests.bench.naive import Naive, start_ray
+
+N_NAIVE = 600  # documents, evenly spaced: a few hundred show the rate per article
+_WORD_PIECES = 128
+
+
+class Platform:
+    """The articles and tokens stages through Ray, as the assets run them, without Dagster."""
+
+    def __init__(self) -> None:
+        start_ray()
+        self._settings = Settings.from_env()
+        self._book: Cookbook | None = None
+
+    def warm(self, folder: str) -> None:
+        """Run tinywiki in each worker, so that it has imported and loaded what it needs."""
+        for i, result in fan_out(warm_worker, [(i, (Path(folder) / str(i), self._settings)) for i in range(2)]):
+            if isinstance(result, Exception):
+                raise RuntimeError(f"warming worker {i}: {result}") from result
+
+    def prepare(self, dump: Dump, root: Path) -> None:
+        """Lay out a store with the dump files."""
+        self._book = fill_store(dump, root)
+
+    def run(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Split, merge and tokenize; return counts, and the CPU-seconds that the stages themselves measured."""
+        assert self._book is not None
+        found: dict[str, Any] = defaultdict(float)
+        for step in (split_all, merge_all, tokenize_all):
+            for manifest in step(self._book, snapshot, self._settings):
+                found[f"{step.__name__} CPU-s"] += manifest.stats["cpu_seconds"]
+                if manifest.artifact == "tokens":
+                    for name in ("pages", "text_chars", "tokens", "passages"):
+                        found[name] += manifest.counts[name]
+                    found["token_bytes"] += next(r.size_bytes for name, r in manifest.files.items() if name.startswith("tokens/"))
+        return dict(found)
+
+    def close(self) -> None:
+        """Leave Ray."""
+        import ray
+
+        ray.shutdown()
+
+
+def split_all(book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[Any]:
+    """Split every dump file."""
+    splits = work.splits_of(book.store, book.config, snapshot)
+    return _results(fan_out(work.split_dump_file, [(split, (split,)) for split in splits]))
+
+
+def merge_all(book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[Any]:
+    """Merge every shard."""
+    splits = work.splits_of(book.store, book.config, snapshot)
+    return _results(fan_out(work.make_articles, [(w, (w, splits)) for w in _works("articles", book, snapshot, settings)]))
+
+
+def tokenize_all(book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[Any]:
+    """Token ids and passages of every shard."""
+    return _results(fan_out(work.make_tokens, [(w, (w,)) for w in _works("tokens", book, snapshot, settings)]))
+
+
+def _works(artifact: str, book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[work.Work]:
+    raw = book.store.raw_manifest(snapshot)
+    return [work.Work(book.recipe(artifact, shard, raw), book.config, book.store, settings) for shard in book.shards(snapshot)]
+
+
+def _results(pairs: Any) -> list[Any]:
+    found = []
+    for name, result in pairs:
+        if isinstance(result, Exception):
+            raise RuntimeError(f"{name}: {result}") from result
+        found.append(result)
+    return found
+
+
+def run_here(dump: Dump, root: Path, settings: Settings) -> Cookbook:
+    """The same stages in this process, one after the other."""
+    book, snapshot = fill_store(dump, root), dump.snapshot
+    splits = work.splits_of(book.store, book.config, snapshot)
+    for split in splits:
+        work.split_dump_file(split)
+    for w in _works("articles", book, snapshot, settings):
+        work.make_articles(w, splits)
+    for w in _works("tokens", book, snapshot, settings):
+        work.make_tokens(w)
+    return book
+
+
+def warm_worker(root: Path, settings: Settings) -> None:
+    """Tinywiki in this worker; long enough that another worker takes the next."""
+    import time
+
+    run_here(tiny_dump(), root, settings)
+    time.sleep(3)
+
+
+def compare_articles(dumps: Sequence[Dump], repeats: int, folder: Path) -> list[Row]:
+    """Run all three sides in turn, `repeats` times, over every dump."""
+    settings = Settings.from_env()
+    model = find_model(DEFAULT_MODEL)
+    load_encoding("cl100k_base", settings.cache_folder)  # copies the ranks to the cache
+    ranks = os.environ.get("TIKTOKEN_CACHE_DIR") or str(settings.cache_folder / "tiktoken")
+    few = {}
+    for i, dump in enumerate(dumps):
+        (folder / f"few-{i}").mkdir()
+        few[dump] = thinned(dump, N_NAIVE, folder / f"few-{i}")
+    cpu: dict[tuple[str, Dump], list[float]] = defaultdict(list)
+    counts: dict[tuple[str, Dump], dict[str, Any]] = {}
+    with Side(Naive, ranks) as naive, Side(Bare, model, settings.cache_folder) as bare, Side(Platform) as ours:
+        ours.run("warm", str(folder / "warm-ours"))
+        bare.run("run", tiny_dump().files, str(folder / "warm-bare"), "tinywiki", _WORD_PIECES)
+        for repeat in range(repeats):
+            for i, dump in enumerate(dumps):
+                at = folder / f"{repeat}-{i}"
+                naive.run("warm", str(at / "warm"))
+                ours.run("prepare", dump, at / "store")
+                for name, side, arguments in (
+                    ("naive", naive, (few[dump].files, str(at / "json"))),
+                    ("bare", bare, (dump.files, str(at / "bare"), dump.snapshot.wiki, _WORD_PIECES)),
+                    ("ours", ours, (dump.snapshot,)),
+                ):
+                    counts[name, dump], spent = side.run("run", *arguments)
+                    cpu[name, dump].append(spent)
+                    inside = {k: round(v, 2) for k, v in counts[name, dump].items() if k.endswith("CPU-s")}
+                    print(f"  repeat {repeat + 1} {dump.label} {name}: {spent:.2f} CPU-s {inside or ''}", flush=True)
+                plain, made = counts["bare", dump], counts["ours", dump]
+                if any(plain[key] != made[key] for key in plain):
+                    raise RuntimeError(f"{dump.label}: the bare loop made {plain}, the platform {made}: not the same work")
+    return [row for i, dump in enumerate(dumps) for row in _rows(dump, cpu, counts, cold=i == 0)]
+
+
+def _rows(dump: Dump, cpu: dict[tuple[str, Dump], list[float]], counts: dict[tuple[str, Dump], dict[str, Any]], *, cold: bool) -> list[Row]:
+    made, few = counts["ours", dump], counts["naive", dump]
+    pages, ours, bare, naive = made["pages"], cpu["ours", dump], cpu["bare", dump], cpu["naive", dump]
+    enough = pages >= 2_000  # in fewer, Ray's fixed costs are all there is
+    mean = f"{made['text_chars'] / pages:,.0f} characters a page"
+
+    def beside_bare(which: slice, note: str) -> Row:
+        rates = best_rate(pages, ours[which], "pages"), best_rate(pages, bare[which], "pages")
+        ratios = [b / o for o, b in zip(ours[which], bare[which], strict=True)]
+        return Row(f"{dump.label}: platform, bare loop", *rates, ratios, 0.9 if enough else None, note=f"{note}; {pages:,.0f} pages, {mean}")
+
+    rows = [
+        Row(
+            f"{dump.label}: platform, naive",
+            best_rate(pages, ours, "pages"),
+            best_rate(few["pages"], naive, "pages"),
+            [(pages / o) / (few["pages"] / n) for o, n in zip(ours, naive, strict=True)],
+            10 if enough else None,
+            note=f"naive: {few['pages']:,} documents of {pages:,.0f}, evenly spaced; token ids only",
+        )
+    ]
+    if cold:
+        rows.append(beside_bare(slice(0, 1), "word tables cold on both sides"))
+    warm = slice(int(cold), None)
+    if ours[warm]:
+        rows.append(beside_bare(warm, "word tables warm on both sides"))
+    size = made["token_bytes"] / made["tokens"]
+    stages = sum(v for k, v in made.items() if k.endswith("CPU-s")) / ours[-1]
+    rows.append(Row(f"{dump.label}: platform, its stages alone", "", "", [stages], note="share of CPU inside the work functions, last repeat"))
+    rows.append(Row(f"{dump.label}: bytes per token on disk", f"{size:.3f} B", "4 B (int32)", [size], 1.75, at_most=True))
+    return rows

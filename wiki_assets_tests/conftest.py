@@ -1,0 +1,57 @@
+"""What every test may ask for: the shipped model, its tokenizer, and the sample of real dumps."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, so before any test
+
+REPOSITORY = Path(__file__).parent.parent
+SAMPLE = Path(os.environ.get("WIKI_ASSETS_TEST_DATA") or REPOSITORY / "../shared/data").resolve()
+
+settings.register_profile("wiki_assets", deadline=None)
+settings.load_profile("wiki_assets")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment():
+    """Settings of the person who runs the tests are not the tests' settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WIKI_ASSETS_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The embedding model that is shipped."""
+    from wiki_assets.resources.models import DEFAULT_MODEL, find_model
+
+    return find_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model):
+    """The shipped model's own tokenizer."""
+    from wiki_assets.stages.word_pieces import WordPieceTokenizer
+
+    return WordPieceTokenizer(model.tokenizer_file, max_pieces=model.max_pieces)
+
+
+@pytest.fixture(scope="session")
+def encoding(tmp_path_factory):
+    """The token encoding that is shipped."""
+    from wiki_assets.resources.models import load_encoding
+
+    return load_encoding("cl100k_base", tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="session")
+def sample_data():
+    """The folder of the sample of real dumps; a test that asks for it is skipped where there is none."""
+    if not (SAMPLE / "dumps").is_dir():
+        pytest.skip(f"no sample of real dumps in {SAMPLE}: set WIKI_ASSETS_TEST_DATA")
+    return SAMPLE

@@ -1,0 +1,1 @@
+"""What is done to a shard, from plain values to plain values."""
