@@ -27,7 +27,9 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--model", help="Embedding model; WIKI_ASSETS_MODEL.")
     @click.option("--shards", type=int, help="Shards of a wiki that has no data yet; WIKI_ASSETS_SHARDS.")
     @wraps(command)
-    def run(root: str | None, mirror: str | None, chroma: str | None, model: str | None, shards: int | None, **kwargs: Any) -> None:
+    def run(
+        root: str | None, mirror: str | None, chroma: str | None, model: str | None, shards: int | None, **kwargs: Any
+    ) -> None:
         try:
             settings = Settings.from_env(root=root, mirror=mirror, chroma=chroma, model=model, shards=shards)
             command(settings=settings, **kwargs)
@@ -83,7 +85,9 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
     mirror = DumpMirror(base_url=settings.mirror, contact=settings.contact)
     snapshot = mirror.latest(wiki) if date == "latest" else Snapshot(wiki, date)
     known = bool(store.shard_count(wiki) or settings.shards)
-    size = None if known or store.raw_manifest(snapshot) else sum(f.size_bytes or 0 for f in mirror.dump_files(snapshot))
+    size = (
+        None if known or store.raw_manifest(snapshot) else sum(f.size_bytes or 0 for f in mirror.dump_files(snapshot))
+    )
     config = wiki_config(wiki, settings, store, dump_bytes=size)
     config.find_model()
     if store.shard_count(wiki) is not None or store.raw_manifest(snapshot) is None:
@@ -147,7 +151,11 @@ def status(wiki: str | None, date: str | None, as_json: bool, settings: Settings
         click.echo(table(rows))
         for name in wikis:
             pointer = store.pointer(name)
-            click.echo(f"{name}: published is {pointer['collection']}, {pointer['passages']:,} passages" if pointer else f"{name}: nothing is published")
+            click.echo(
+                f"{name}: published is {pointer['collection']}, {pointer['passages']:,} passages"
+                if pointer
+                else f"{name}: nothing is published"
+            )
     else:
         click.echo("no data here yet: run wiki-assets materialize WIKI")
 
@@ -161,9 +169,23 @@ def ui(port: int, settings: Settings) -> None:
 
     with open_instance(settings):
         pass
-    for name, value in (("ROOT", os.path.abspath(settings.root) if "://" not in settings.root else settings.root), ("MIRROR", settings.mirror)):
+    for name, value in (
+        ("ROOT", os.path.abspath(settings.root) if "://" not in settings.root else settings.root),
+        ("MIRROR", settings.mirror),
+    ):
         os.environ[f"WIKI_ASSETS_{name}"] = value
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "wiki_assets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "wiki_assets.definitions",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
     click.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", err=True)
     os.execv(sys.executable, command)
 

@@ -10,8 +10,9 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -19,7 +20,7 @@ from typing import IO, Any, BinaryIO
 import msgspec
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, DamagedArtifact, WikiAssetsError
+from wiki_assets.errors import DamagedArtifact, WikiAssetsError
 
 _PART = ".part"
 
@@ -133,7 +134,7 @@ def whole_file(target: UPath | Path, check: Callable[[IO[bytes]], object] | None
         DamagedArtifact: if what is read back is not what was written.
         WikiAssetsError: if there is no space left.
     """
-    spool = Path(target) if is_local(target) else _spool_beside_nothing(target)
+    spool = local_path(target) if is_local(target) else _spool(target)
     spool.parent.mkdir(parents=True, exist_ok=True)
     temporary = spool.with_name(f".{spool.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_PART}")
     try:
@@ -145,34 +146,38 @@ def whole_file(target: UPath | Path, check: Callable[[IO[bytes]], object] | None
         with temporary.open("rb") as again:
             found = hashlib.file_digest(again, "sha256").hexdigest()
             if found != out.record.sha256:
-                raise DamagedArtifact(f"{target}: read back {found[:12]}, wrote {out.record.sha256[:12]}: check the disk")
+                wrote = out.record.sha256
+                raise DamagedArtifact(f"{target}: read back {found[:12]}…, wrote {wrote[:12]}…: check the disk")
             if check is not None:
                 again.seek(0)
                 check(again)
         if is_local(target):
-            os.replace(temporary, target)
-            _sync_folder(Path(target).parent)
+            os.replace(temporary, spool)
+            sync_folder(spool.parent)
         else:
             target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise WikiAssetsError(
-                f"{target}: no space left on the device after {out.size_bytes if 'out' in locals() else 0:,} bytes; "
-                "nothing was replaced. Free some space, then run again"
+                f"{target}: no space left on the device; nothing was replaced. Free some space, then run again"
             ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _spool_beside_nothing(target: UPath | Path) -> Path:
-    """Where bytes for an object store wait until they are whole."""
-    import tempfile
+def local_path(path: UPath | Path) -> Path:
+    """A path of the local file system as the standard library knows it."""
+    return Path(str(path))
 
+
+def _spool(target: UPath | Path) -> Path:
+    """Where bytes for an object store wait until they are whole."""
     return Path(tempfile.gettempdir()) / "wiki_assets-spool" / target.name
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder as durable as the bytes they name."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -241,17 +246,10 @@ def verify_files(folder: UPath | Path, manifest: Manifest) -> None:
         try:
             found = sha256_of(path)
         except FileNotFoundError:
-            raise DamagedArtifact(f"{path}: missing; its manifest says {record.size_bytes:,} bytes. Materialize it again") from None
+            raise DamagedArtifact(
+                f"{path}: missing; its manifest says {record.size_bytes:,} bytes. Materialize it again"
+            ) from None
         if found != record.sha256:
-            raise DamagedArtifact(f"{path}: SHA-256 {found[:12]}…, its manifest says {record.sha256[:12]}…. Materialize it again")
-
-
-def require_same(what: str, found: Mapping[str, Any], expected: Mapping[str, Any], hint: str) -> None:
-    """Refuse settings that differ from those the data was made with.
-
-    Raises:
-        BadRequest: naming each setting that differs.
-    """
-    wrong = [f"{key} {found.get(key)!r} (the data has {value!r})" for key, value in expected.items() if found.get(key) != value]
-    if wrong:
-        raise BadRequest(f"{what}: {', '.join(wrong)}: {hint}")
+            raise DamagedArtifact(
+                f"{path}: SHA-256 {found[:12]}…, its manifest says {record.sha256[:12]}…. Materialize it again"
+            )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.errors import SchemaMismatch
 from wiki_assets.keys import Snapshot, check_wiki
 from wiki_assets.resources.chroma import open_store, published_collection
@@ -50,12 +51,13 @@ def ask(question: str, settings: Settings, *, wiki: str | None = None, k: int = 
         check_wiki(wiki)
     store = Store(settings.root)
     pointer = store.published(wiki)
-    model = find_model(settings.model)
+    model = find_model(wiki_config(pointer["wiki"], settings, store).model)
     made_with = pointer["model"]
     if model.sha256 != made_with["sha256"]:
         raise SchemaMismatch(
-            f"model {model.name!r} ({model.sha256[:12]}…) asked, {pointer['collection']} was made with {made_with['name']!r} "
-            f"({made_with['sha256'][:12]}…): set WIKI_ASSETS_MODEL to that, or materialize again with yours"
+            f"model {model.name!r} ({model.sha256[:12]}…) asked, "
+            f"{pointer['collection']} was made with {made_with['name']!r} ({made_with['sha256'][:12]}…): "
+            "set WIKI_ASSETS_MODEL to that, or materialize again with yours"
         )
     vector = Questioner(model, settings).vector(question)
     folder = store.build(Snapshot(pointer["wiki"], pointer["snapshot"]), pointer["build"]) / "chroma"

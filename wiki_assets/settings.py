@@ -25,12 +25,16 @@ class Settings:
     contact: str = _setting("CONTACT", "", "your e-mail address or page, sent to the dump server in the User-Agent")
     wikis: str = _setting("WIKIS", "", "TOML file of the wikis this deployment keeps; empty = the one shipped")
     shards: int = _setting("SHARDS", 0, "shards of a wiki that no file mentions; 0 = from the size of its dump")
-    model: str = _setting("MODEL", "all-MiniLM-L6-v2", "sentence-transformers model: a folder, or a hub id with @revision")
+    model: str = _setting(
+        "MODEL", "all-MiniLM-L6-v2", "sentence-transformers model: a folder, or a hub id with @revision"
+    )
     engine: str = _setting("ENGINE", "auto", "auto, openvino-bf16, openvino-f32 or torch")
     chroma: str = _setting("CHROMA", "", "URL of a Chroma server; empty = an embedded store under the root")
     ray: str = _setting("RAY", "local", "local, or the address of a Ray cluster such as ray://head:10001")
     cpus: int = _setting("CPUS", 0, "CPUs for local Ray; 0 = all")
-    cache: str = _setting("CACHE", "~/.cache/wiki_assets", "converted models and token ranks; can be deleted at any time")
+    cache: str = _setting(
+        "CACHE", "~/.cache/wiki_assets", "converted models and token ranks; can be deleted at any time"
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ, **flags: Any) -> "Settings":
@@ -68,4 +72,4 @@ class Settings:
         if os.environ.get("DAGSTER_HOME"):
             return Path(os.environ["DAGSTER_HOME"])
         root = root_path(self.root)
-        return Path(root) / "dagster" if is_local(root) else self.cache_folder / "dagster"
+        return Path(str(root)) / "dagster" if is_local(root) else self.cache_folder / "dagster"

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, DamagedArtifact, WikiAssetsError
+from wiki_assets.errors import DamagedArtifact, WikiAssetsError
 from wiki_assets.files import (
     FileRecord,
     Manifest,
@@ -28,7 +28,6 @@ from wiki_assets.files import (
     is_local,
     read_json,
     read_manifest,
-    require_same,
     root_path,
     sha256_of,
     sizes_agree,
@@ -400,9 +399,3 @@ def test_json_is_read_back_and_damage_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DamagedArtifact, match="x.json"):
         read_json(path)
-
-
-def test_settings_that_differ_are_named():
-    require_same("tinywiki", {"shards": 2, "other": 1}, {"shards": 2}, "fine")
-    with pytest.raises(BadRequest, match=r"tinywiki: shards 4 \(the data has 2\): use another root"):
-        require_same("tinywiki", {"shards": 4}, {"shards": 2}, "use another root")

@@ -1,11 +1,11 @@
 """raw_dump → articles → tokens → embeddings → chroma_collection → published_index, for one wiki.
 
-    raw_dump[date]                the dump files as published, and their manifest
-    articles[date, shard]         one row a page; a page's shard is a hash of its id
-    tokens[date, shard]           token ids of every page, and its passages
-    embeddings[date, shard]       one vector a passage
-    chroma_collection[date, shard]  the shard's rows in the snapshot's collection, read back
-    published_index[date]         the pointer that queries follow; moves when the checks pass
+raw_dump[date]                the dump files as published, and their manifest
+articles[date, shard]         one row a page; a page's shard is a hash of its id
+tokens[date, shard]           token ids of every page, and its passages
+embeddings[date, shard]       one vector a passage
+chroma_collection[date, shard]  the shard's rows in the snapshot's collection, read back
+published_index[date]         the pointer that queries follow; moves when the checks pass
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +49,9 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
     def key(name: str) -> dg.AssetKey:
         return dg.AssetKey([wiki, name])
 
-    def stage(name: str, *deps: dg.AssetDep, pool: str, kinds: set[str], columns: Sequence[Any] = (), about: str) -> Any:
+    def stage(
+        name: str, *deps: dg.AssetDep, pool: str, kinds: set[str], columns: Sequence[Any] = (), about: str
+    ) -> Any:
         """What every shard-level stage has in common."""
         return dg.multi_asset(
             name=f"{wiki}_{name}",
@@ -66,7 +68,10 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                     metadata={"dagster/column_schema": _columns(*columns)} if columns else None,
                 )
             ],
-            check_specs=[dg.AssetCheckSpec(check, asset=key(name), blocking=True, description=run.__doc__) for check, run in CHECKS[name].items()],
+            check_specs=[
+                dg.AssetCheckSpec(check, asset=key(name), blocking=True, description=run.__doc__)
+                for check, run in CHECKS[name].items()
+            ],
             backfill_policy=dg.BackfillPolicy.multi_run(SHARDS_PER_RUN[name]),
             retry_policy=RETRY,
             pool=pool,
@@ -91,7 +96,10 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         description="The dump files as published, byte for byte, and their manifest.",
     )
     def raw_dump(
-        context: dg.AssetExecutionContext, mirror: DumpMirror, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]
+        context: dg.AssetExecutionContext,
+        mirror: DumpMirror,
+        store: dg.ResourceParam[Store],
+        settings: dg.ResourceParam[Settings],
     ) -> dg.MaterializeResult[Any]:
         with one_line_errors():
             snapshot = Snapshot(wiki, context.partition_key)
@@ -106,7 +114,9 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                 "decoded_bytes": facts["decoded_bytes"],
                 "seconds": manifest.stats.get("seconds", 0.0),
                 "path": dg.MetadataValue.path(str(store.raw(snapshot))),
-                "published_files": dg.MetadataValue.json([{k: f[k] for k in ("name", "url", "size_bytes", "sha256")} for f in facts["files"]]),
+                "published_files": dg.MetadataValue.json(
+                    [{k: f[k] for k in ("name", "url", "size_bytes", "sha256")} for f in facts["files"]]
+                ),
             },
         )
 
@@ -118,7 +128,12 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         columns=[ARTICLES_SCHEMA],
         about="Pages by shard, each once, in its newest revision, with its redirect titles. One row a page.",
     )
-    def articles(context: dg.AssetExecutionContext, ray: RayResource, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]):
+    def articles(
+        context: dg.AssetExecutionContext,
+        ray: RayResource,
+        store: dg.ResourceParam[Store],
+        settings: dg.ResourceParam[Settings],
+    ):
         cookbook = book(store, settings)
 
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
@@ -130,7 +145,11 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                     raise WikiAssetsError(f"{split.file_name} could not be split: {result}") from result
                 counts = result.counts
                 left_out = {**counts["filtered"], **counts["quarantined"]}
-                say(context, f"{split.file_name}: {counts['pages']:,} pages of {counts['documents']:,} documents; left out {left_out or 'nothing'}")
+                say(
+                    context,
+                    f"{split.file_name}: {counts['pages']:,} pages of {counts['documents']:,} documents; "
+                    f"left out {left_out or 'nothing'}",
+                )
             yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in works(todo, store, settings)])
             if all(cookbook.made("articles", shard) for shard in cookbook.shards(snapshot)):
                 work.drop_fragments(splits)
@@ -146,7 +165,12 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         columns=[TOKENS_SCHEMA, PASSAGES_SCHEMA],
         about="Token ids of every page; and its passages, cut and tokenized as the embedding model reads them.",
     )
-    def tokens(context: dg.AssetExecutionContext, ray: RayResource, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]):
+    def tokens(
+        context: dg.AssetExecutionContext,
+        ray: RayResource,
+        store: dg.ResourceParam[Store],
+        settings: dg.ResourceParam[Settings],
+    ):
         def make(_: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             yield from fan_out(work.make_tokens, [(w.recipe, (w,)) for w in works(todo, store, settings)])
 
@@ -161,9 +185,16 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         columns=[embeddings_schema(config.find_model().dim, config.vector_dtype)],
         about="One vector of unit length for each passage.",
     )
-    def embeddings(context: dg.AssetExecutionContext, ray: RayResource, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]):
+    def embeddings(
+        context: dg.AssetExecutionContext,
+        ray: RayResource,
+        store: dg.ResourceParam[Store],
+        settings: dg.ResourceParam[Settings],
+    ):
         def make(_: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
-            yield from fan_out(work.make_embeddings, [(w.recipe, (w,)) for w in works(todo, store, settings)], num_gpus=gpus_per_task())
+            yield from fan_out(
+                work.make_embeddings, [(w.recipe, (w,)) for w in works(todo, store, settings)], num_gpus=gpus_per_task()
+            )
 
         with one_line_errors():
             yield from each_shard(context, "embeddings", book(store, settings), make)
@@ -175,7 +206,9 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         kinds={"chroma"},
         about="The shard's vectors, texts and metadata in the snapshot's collection, read back. One writer.",
     )
-    def chroma_collection(context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]):
+    def chroma_collection(
+        context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]
+    ):
         cookbook = book(store, settings)
 
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
@@ -201,7 +234,9 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         pool="chroma",
     )
-    def published_index(context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]):
+    def published_index(
+        context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]
+    ):
         with one_line_errors():
             cookbook = book(store, settings)
             snapshot = Snapshot(wiki, context.partition_key)
@@ -214,10 +249,15 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                 yield from results
                 raise dg.Failure(f"{snapshot} is not published: {gate.reasons}", allow_retries=False)
             pointer = publish(cookbook, snapshot, gate)
-        say(context, f"{wiki}: {pointer['collection']} is published, {pointer['passages']:,} passages of {pointer['pages']:,} pages")
+        say(
+            context,
+            f"{wiki}: {pointer['collection']} is published, "
+            f"{pointer['passages']:,} passages of {pointer['pages']:,} pages",
+        )
         yield dg.MaterializeResult(
             asset_key=key("published_index"),
-            metadata={k: v for k, v in pointer.items() if isinstance(v, int | str)} | {"moved": pointer["snapshot"] == snapshot.date},
+            metadata={k: v for k, v in pointer.items() if isinstance(v, int | str)}
+            | {"moved": pointer["snapshot"] == snapshot.date},
             check_results=results,
         )
 
@@ -235,5 +275,8 @@ def _columns(*schemas: pa.Schema) -> dg.TableSchema:
     """The columns of an artifact's files, as the UI shows them."""
     fields = {f.name: f for schema in schemas for f in schema}
     return dg.TableSchema(
-        columns=[dg.TableColumn(f.name, str(f.type), constraints=dg.TableColumnConstraints(nullable=f.nullable)) for f in fields.values()]
+        columns=[
+            dg.TableColumn(f.name, str(f.type), constraints=dg.TableColumnConstraints(nullable=f.nullable))
+            for f in fields.values()
+        ]
     )

@@ -130,7 +130,9 @@ def is_published(book: Cookbook, snapshot: Snapshot) -> bool:
         return False
     build = book.current_build(snapshot)
     return pointer["snapshot"] > snapshot.date or (
-        build is not None and pointer["snapshot"] == snapshot.date and pointer["collection"] == collection_name(snapshot, build)
+        build is not None
+        and pointer["snapshot"] == snapshot.date
+        and pointer["collection"] == collection_name(snapshot, build)
     )
 
 
@@ -139,7 +141,9 @@ def _failures(result: dg.ExecuteInProcessResult, stage: str) -> Iterator[str]:
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
-            text = (data.user_failure_data.description if data.user_failure_data else None) or (data.error.message if data.error else "")
+            text = (data.user_failure_data.description if data.user_failure_data else None) or (
+                data.error.message if data.error else ""
+            )
             yield f"{stage}: {(text or 'failed').strip().splitlines()[0]}"
             return
     yield f"{stage}: the run failed before its step began; see wiki-assets ui"

@@ -15,7 +15,9 @@ from wiki_assets.stages.index import HNSW, add_rows, check_rows, has_shard, shar
 _BATCH_ROWS = 2_000
 
 
-def index_shards(book: Cookbook, settings: Settings, snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[tuple[Recipe, Manifest | Exception]]:
+def index_shards(
+    book: Cookbook, settings: Settings, snapshot: Snapshot, todo: Sequence[Recipe]
+) -> Iterator[tuple[Recipe, Manifest | Exception]]:
     """Add shards to the current build of a snapshot's index; yield each one when it was read back.
 
     Raises:
@@ -23,8 +25,15 @@ def index_shards(book: Cookbook, settings: Settings, snapshot: Snapshot, todo: S
     """
     build = book.build_for(snapshot, todo)
     model = book.config.find_model()
-    about = {"wiki": snapshot.wiki, "snapshot": snapshot.date, "build": build, "model": model.name,
-             "model_sha256": model.sha256, "dim": model.dim, "licence": LICENCE}  # fmt: skip
+    about = {
+        "wiki": snapshot.wiki,
+        "snapshot": snapshot.date,
+        "build": build,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "dim": model.dim,
+        "licence": LICENCE,
+    }
     with open_store(book.store.build(snapshot, build) / "chroma", settings.chroma, write=True) as client:
         collection = open_collection(client, collection_name(snapshot, build), hnsw=HNSW, metadata=about)
         batch_rows = min(_BATCH_ROWS, client.get_max_batch_size())
@@ -56,8 +65,13 @@ def index_shards(book: Cookbook, settings: Settings, snapshot: Snapshot, todo: S
                 "load_cpu_seconds": round(loaded, 3),
                 "build": build,
             }
-            counts = {"vectors": vectors, "added": added, "indexed": indexed, "verified": sum(len(r.ids) for r in batches),
-                      "sample": batches[0].documents[0] if batches else None}  # fmt: skip
+            counts = {
+                "vectors": vectors,
+                "added": added,
+                "indexed": indexed,
+                "verified": sum(len(r.ids) for r in batches),
+                "sample": batches[0].documents[0] if batches else None,
+            }
             manifest = recipe.manifest({}, counts, stats)
             write_json(book.store.manifest_path("chroma_collection", shard, build), manifest)
             yield recipe, manifest

@@ -47,7 +47,9 @@ def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
         Their run ids.
     """
     failed = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"wiki_assets/host": socket.gethostname()})):
+    for run in instance.get_runs(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"wiki_assets/host": socket.gethostname()})
+    ):
         pid = int(run.tags.get("wiki_assets/pid", "0"))
         if pid and pid != os.getpid() and not _alive(pid):
             instance.report_run_failed(run, f"process {pid} is gone")

@@ -47,7 +47,9 @@ def reported_in_run(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Coll
     cursor = None
     while True:
         page = context.instance.fetch_materializations(
-            dg.AssetRecordsFilter(asset_key=key, asset_partitions=list(context.partition_keys)), limit=1_000, cursor=cursor
+            dg.AssetRecordsFilter(asset_key=key, asset_partitions=list(context.partition_keys)),
+            limit=1_000,
+            cursor=cursor,
         )
         found |= {r.partition_key for r in page.records if r.run_id == context.run_id and r.partition_key}
         if not page.has_more:

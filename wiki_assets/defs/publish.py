@@ -57,7 +57,9 @@ def examine(book: Cookbook, snapshot: Snapshot, settings: Settings) -> Gate:
     )
     gate.results["documents_conserved"] = _documents(book, snapshot, made["articles"])
     gate.results["stages_agree"] = _stages(made)
-    gate.results["collection_answers"] = _collection(book, snapshot, settings, made) if not missing else (False, {"found": "nothing to ask yet"})
+    gate.results["collection_answers"] = (
+        _collection(book, snapshot, settings, made) if not missing else (False, {"found": "nothing to ask yet"})
+    )
     return gate
 
 
@@ -78,7 +80,12 @@ def _documents(book: Cookbook, snapshot: Snapshot, articles: list[Manifest]) -> 
 
 def _stages(made: dict[str, list[Manifest]]) -> tuple[bool, dict[str, Any]]:
     """No page, passage or vector was lost between stages, and the checks of each stage hold over all shards."""
-    broken = [f"{artifact}.{name}" for artifact, checks in CHECKS.items() for name, check in checks.items() if not check(made[artifact])[0]]
+    broken = [
+        f"{artifact}.{name}"
+        for artifact, checks in CHECKS.items()
+        for name, check in checks.items()
+        if not check(made[artifact])[0]
+    ]
     pages = totals(made["articles"], "pages")["pages"], totals(made["tokens"], "pages")["pages"]
     passages = totals(made["tokens"], "passages")["passages"], totals(made["embeddings"], "vectors")["vectors"]
     indexed = totals(made["chroma_collection"], "indexed")["indexed"]
@@ -88,7 +95,9 @@ def _stages(made: dict[str, list[Manifest]]) -> tuple[bool, dict[str, Any]]:
     return not broken and pages[0] == pages[1] and passages[0] == passages[1] == indexed, facts
 
 
-def _collection(book: Cookbook, snapshot: Snapshot, settings: Settings, made: dict[str, list[Manifest]]) -> tuple[bool, dict[str, Any]]:
+def _collection(
+    book: Cookbook, snapshot: Snapshot, settings: Settings, made: dict[str, list[Manifest]]
+) -> tuple[bool, dict[str, Any]]:
     """A fresh client counts the rows, and finds passages by their own vectors."""
     build = book.current_build(snapshot)
     assert build is not None
@@ -124,7 +133,8 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
         The pointer as it stands now.
     """
     build = book.current_build(snapshot)
-    assert build is not None and gate.passed
+    assert build is not None, "the gate asks for a whole build"
+    assert gate.passed, gate.reasons
     old = book.store.pointer(snapshot.wiki)
     if old is not None and old["snapshot"] > snapshot.date:
         return old
@@ -141,6 +151,8 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     same = old is not None and (old["snapshot"], old["build"]) == (snapshot.date, build)
-    pointer["previous"] = (old or {}).get("previous") if same else {k: v for k, v in (old or {}).items() if k != "previous"} or None
+    pointer["previous"] = (
+        (old or {}).get("previous") if same else {k: v for k, v in (old or {}).items() if k != "previous"} or None
+    )
     book.store.publish(snapshot.wiki, pointer)
     return pointer

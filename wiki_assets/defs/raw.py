@@ -48,7 +48,9 @@ def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Ca
         arrived += n_bytes
         if (now := time.monotonic()) - said >= _SAY_EVERY_S:
             said = now
-            say(f"{snapshot}: {arrived / 1e6:,.0f} of {total / 1e6:,.0f} MB, {arrived / 1e6 / (now - started):.1f} MB/s")
+            say(
+                f"{snapshot}: {arrived / 1e6:,.0f} of {total / 1e6:,.0f} MB, {arrived / 1e6 / (now - started):.1f} MB/s"
+            )
 
     def remember(file: FetchedFile) -> None:
         known[file.name] = file

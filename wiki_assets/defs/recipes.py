@@ -30,10 +30,11 @@ def code_version(artifact: str, config: WikiConfig) -> str:
     """The code and the settings that decide what an artifact holds, as Dagster shows them."""
     shards = f"n{config.shards}"
     model = config.model.rstrip("/").rpartition("/")[2]
+    pieces = f"{config.passage_word_pieces}wp"
     return {
         "raw_dump": f"{RAW_VERSION}:{shards}",
         "articles": f"{articles.CODE_VERSION}:{shards}",
-        "tokens": f"{tokens.CODE_VERSION}:{passages.CODE_VERSION}:{config.encoding}:{model}:{config.passage_word_pieces}wp",
+        "tokens": ":".join([tokens.CODE_VERSION, passages.CODE_VERSION, config.encoding, model, pieces]),
         "embeddings": f"{embeddings.CODE_VERSION}:{model}:{config.vector_dtype}",
         "chroma_collection": f"{index.CODE_VERSION}:{fingerprint(index.HNSW)[:8]}",
         "published_index": "published-1",
@@ -174,7 +175,8 @@ class Cookbook:
         """
         build = self.current_build(snapshot)
         stale = build is not None and any(
-            (old := self.store.index_manifest(recipe.shard, build)) and old.fingerprint != recipe.fingerprint for recipe in todo
+            (old := self.store.index_manifest(recipe.shard, build)) and old.fingerprint != recipe.fingerprint
+            for recipe in todo
         )
         if build is None or stale:
             build = max(self.store.builds(snapshot), default=0) + 1
@@ -185,8 +187,11 @@ class Cookbook:
         return build
 
     def _build_params(self) -> dict[str, Any]:
-        return {"code_version": code_version("chroma_collection", self.config), "shards": self.config.shards,
-                **params("chroma_collection", self.config)}  # fmt: skip
+        return {
+            "code_version": code_version("chroma_collection", self.config),
+            "shards": self.config.shards,
+            **params("chroma_collection", self.config),
+        }
 
 
 def collection_name(snapshot: Snapshot, build: int) -> str:

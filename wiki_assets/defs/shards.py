@@ -119,6 +119,7 @@ def fan_out(
         `(name, result)` or `(name, exception)`, as they finish.
     """
     import ray
+    import ray.exceptions
 
     threads = max(1, int(num_cpus))
     remote = ray.remote(_in_worker).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2, name=task.__name__)
@@ -143,7 +144,12 @@ def fan_out(
             if time.monotonic() > deadline:
                 ray.cancel(reference, force=True)
                 del running[reference]
-                yield name, WikiAssetsError(f"no result in {deadline_s:,.0f} s: cancelled; look at the worker's memory and log, then run again")
+                yield (
+                    name,
+                    WikiAssetsError(
+                        f"no result in {deadline_s:,.0f} s: cancelled; look at the worker's memory, then run again"
+                    ),
+                )
 
 
 def _in_worker(task: Callable[..., Any], threads: int, arguments: tuple[Any, ...]) -> Any:
@@ -155,24 +161,33 @@ def _refuse_two_stages(context: dg.AssetExecutionContext) -> None:
     """A range run yields no Dagster output, so a second shard stage in the same run would be skipped in silence."""
     if len(context.partition_keys) == 1:
         return
-    stages = {key for key in context.job_def.asset_layer.selected_asset_keys if key.path[-1] in CHECKS and key.path[-1] != "published_index"}
+    stages = {key for key in context.job_def.asset_layer.selected_asset_keys if key.path[-1] in CHECKS}
     if len(stages) > 1:
         raise dg.Failure(
-            f"one run over a range of shards was given {len(stages)} stages ({', '.join(sorted(k.to_user_string() for k in stages))}), "
-            "expected one: launch a backfill, which makes a run of each",
+            f"one run over a range of shards was given {len(stages)} stages "
+            f"({', '.join(sorted(key.to_user_string() for key in stages))}), expected one: "
+            "launch a backfill, which makes a run of each",
             allow_retries=False,
         )
 
 
 def _event(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, recipe: Recipe, manifest: Manifest, *, reused: bool, single: bool
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    recipe: Recipe,
+    manifest: Manifest,
+    *,
+    reused: bool,
+    single: bool,
 ) -> dg.AssetMaterialization | dg.MaterializeResult[Any]:
     """What Dagster is told of a finished shard: facts to read, and the tags that staleness is computed from."""
     metadata = {**_metadata(manifest), "reused": reused}
     tags = provenance.tags(context, key, recipe, manifest)
     if single:  # Dagster's own event; a chain of single-cell stages can then be one run
         own = {name: value for name, value in tags.items() if not name.startswith("dagster/")}
-        return dg.MaterializeResult(asset_key=key, metadata=metadata, data_version=dg.DataVersion(manifest.data_version), tags=own or None)
+        return dg.MaterializeResult(
+            asset_key=key, metadata=metadata, data_version=dg.DataVersion(manifest.data_version), tags=own or None
+        )
     return dg.AssetMaterialization(key, partition=recipe.shard.partition_key, metadata=metadata, tags=tags)
 
 
@@ -198,7 +213,9 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
 
 def _line(recipe: Recipe, manifest: Manifest) -> str:
     counts = manifest.counts
-    facts = [f"{counts[name]:,} {name}" for name in ("pages", "tokens", "passages", "vectors", "indexed") if name in counts]
+    facts = [
+        f"{counts[name]:,} {name}" for name in ("pages", "tokens", "passages", "vectors", "indexed") if name in counts
+    ]
     return f"{recipe.shard} {recipe.artifact}: {', '.join(facts)} in {manifest.stats.get('seconds', 0)} s"
 
 
@@ -208,4 +225,3 @@ def _message(error: Exception) -> str:
     text = str(cause).strip().splitlines()
     kind = "" if isinstance(cause, WikiAssetsError) else f"{type(cause).__name__}: "
     return kind + (text[0] if text else "")
-

@@ -54,7 +54,9 @@ def read_wikis(settings: Settings) -> dict[str, dict[str, object]]:
     Raises:
         BadRequest: if the file is missing, or is not of the form that `wikis.toml` shows.
     """
-    path = Path(settings.wikis).expanduser() if settings.wikis else Path(str(package_files("wiki_assets"))) / "wikis.toml"
+    path = (
+        Path(settings.wikis).expanduser() if settings.wikis else Path(str(package_files("wiki_assets"))) / "wikis.toml"
+    )
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -84,7 +86,10 @@ def wiki_config(wiki: str, settings: Settings, store: Store, *, dump_bytes: int 
     if not shards and dump_bytes is not None:
         shards = shards_for(dump_bytes)
     if not shards:
-        raise BadRequest(f"{wiki}: no data, and no line in the wikis file: run wiki-assets materialize {wiki}, or set WIKI_ASSETS_SHARDS")
+        raise BadRequest(
+            f"{wiki}: no data, and no line in the wikis file: "
+            f"run wiki-assets materialize {wiki}, or set WIKI_ASSETS_SHARDS"
+        )
     try:
         return msgspec.convert({**line, "wiki": check_wiki(wiki), "shards": shards}, WikiConfig)
     except msgspec.ValidationError as error:

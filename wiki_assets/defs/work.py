@@ -137,14 +137,17 @@ def split_dump_file(split: Split) -> Manifest:
             counts = split_documents(reader.documents(chunks), fragment, redirects, shards=split.config.shards)
             if reader.bytes_read != split.decoded_bytes:
                 raise CorruptDump(
-                    f"{source}: decodes to {reader.bytes_read:,} bytes, {split.decoded_bytes:,} when it was fetched: delete it, then materialize raw_dump"
+                    f"{source}: decodes to {reader.bytes_read:,} bytes, {split.decoded_bytes:,} when it was fetched: "
+                    "delete it, then materialize raw_dump"
                 )
         with whole_file(split._path("quarantine.jsonl")) as quarantine:
             for line in reader.bad_lines:
                 quarantine.write(msgspec.json.encode(line) + b"\n")
     n_bad = sum(reader.quarantined.values())
     documents = reader.n_documents + n_bad
-    if documents != counts.pages + sum(counts.filtered.values()) + n_bad or counts.pages != sum(counts.pages_by_shard.values()):
+    if documents != counts.pages + sum(counts.filtered.values()) + n_bad or counts.pages != sum(
+        counts.pages_by_shard.values()
+    ):
         raise LedgerBroken(f"{source}: {documents} documents do not add up: {counts}")
     manifest = Manifest(
         artifact="split",
@@ -232,9 +235,13 @@ def make_tokens(work: Work) -> Manifest:
             metadata=metadata,
         )
         if counts["covered_chars"] != counts["text_chars"] or counts["truncated"]:
-            raise LedgerBroken(f"{shard}: passages cover {counts['covered_chars']} of {counts['text_chars']} characters")
+            raise LedgerBroken(
+                f"{shard}: passages cover {counts['covered_chars']} of {counts['text_chars']} characters"
+            )
     counts["bytes_per_token"] = round(tokens.record.size_bytes / max(1, counts["tokens"]), 3)
-    return _commit(work, {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}, counts, stats)
+    return _commit(
+        work, {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}, counts, stats
+    )
 
 
 _tokenizers: dict[tuple[str, int], WordPieceTokenizer] = {}
@@ -260,14 +267,16 @@ def make_embeddings(work: Work) -> Manifest:
     ):
         counts = embed_shard(passages, out, encoder=engine, params=params, metadata=work.recipe.metadata(config))
         if counts["vectors"] != counts["passages"] or counts["max_norm_error"] > 1e-3:
-            raise LedgerBroken(f"{shard}: {counts['passages']} passages, {counts['vectors']} vectors, norms off by {counts['max_norm_error']}")
+            raise LedgerBroken(
+                f"{shard}: {counts['passages']} passages, {counts['vectors']} vectors, "
+                f"norms off by {counts['max_norm_error']}"
+            )
     stats |= {"engine": engine.engine, "batch_pieces": engine.batch_pieces}
     return _commit(work, {_name(work, "embeddings"): out.record}, counts, stats)
 
 
 def _threads() -> int:
     return max(1, int(os.environ.get("OMP_NUM_THREADS", "1") or 1))
-
 
 
 def splits_of(store: Store, config: WikiConfig, snapshot: Snapshot) -> list[Split]:

@@ -40,8 +40,10 @@ def open_store(folder: UPath | Path, server: str = "", *, write: bool = False) -
         yield from _with_server(server)
         return
     if not is_local(folder):
-        raise BadRequest(f"{folder}: an embedded Chroma store needs a local disk: set WIKI_ASSETS_CHROMA to a server's URL")
-    path = Path(folder)
+        raise BadRequest(
+            f"{folder}: an embedded Chroma store needs a local disk: set WIKI_ASSETS_CHROMA to a server's URL"
+        )
+    path = Path(str(folder))
     if write:
         path.mkdir(parents=True, exist_ok=True)
         with _writer_lock(path):
@@ -60,7 +62,9 @@ def _writer_lock(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise StoreLocked(f"{path}: another process is writing this store; wait until it ends, then run again") from None
+        raise StoreLocked(
+            f"{path}: another process is writing this store; wait until it ends, then run again"
+        ) from None
     try:
         yield
     finally:
@@ -85,10 +89,14 @@ def _with_server(server: str) -> Iterator["ClientAPI"]:
         raise BadRequest(f"WIKI_ASSETS_CHROMA={server!r}: expected a URL such as http://localhost:8000")
     secure = address.scheme == "https"
     try:
-        client = chromadb.HttpClient(address.hostname, address.port or (443 if secure else 8000), ssl=secure, settings=_quiet())
+        client = chromadb.HttpClient(
+            address.hostname, address.port or (443 if secure else 8000), ssl=secure, settings=_quiet()
+        )
         client.heartbeat()
     except Exception as error:  # httpx, ValueError or chromadb's own, by version
-        raise SourceUnavailable(f"{server}: no Chroma server answers ({type(error).__name__}): start it, or unset WIKI_ASSETS_CHROMA") from error
+        raise SourceUnavailable(
+            f"{server}: no Chroma server answers ({type(error).__name__}): start it, or unset WIKI_ASSETS_CHROMA"
+        ) from error
     yield client
 
 
@@ -100,7 +108,10 @@ def _quiet() -> Any:
 
 def open_collection(client: "ClientAPI", name: str, *, hnsw: dict[str, Any], metadata: dict[str, Any]) -> "Collection":
     """The collection of that name; made with these settings if it is not there."""
-    return client.get_or_create_collection(name, embedding_function=None, configuration={"hnsw": hnsw}, metadata=metadata)  # type: ignore[typeddict-item]
+    configuration: Any = {"hnsw": hnsw}
+    return client.get_or_create_collection(
+        name, embedding_function=None, configuration=configuration, metadata=metadata
+    )
 
 
 def published_collection(client: "ClientAPI", name: str) -> "Collection":
@@ -112,4 +123,6 @@ def published_collection(client: "ClientAPI", name: str) -> "Collection":
     try:
         return client.get_collection(name, embedding_function=None)
     except Exception as error:  # NotFoundError, ValueError or InvalidCollectionException, by version
-        raise NotPublished(f"collection {name} is published, but its store does not have it: rebuild the index") from error
+        raise NotPublished(
+            f"collection {name} is published, but its store does not have it: rebuild the index"
+        ) from error

@@ -6,6 +6,7 @@ The work of starting, joining and leaving Ray is dagster-ray's; this only choose
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dagster_ray import Lifecycle, LocalRay, RayResource
 
@@ -37,10 +38,10 @@ def ray_session(settings: Settings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _init_options(settings: Settings) -> dict[str, object]:
+def _init_options(settings: Settings) -> dict[str, Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default by now; said aloud, it does not warn
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs still sees their driver
-    common: dict[str, object] = {"log_to_driver": False, "logging_level": "warning"}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if settings.ray != "local" or os.environ.get("RAY_ADDRESS"):
         return common
     return {

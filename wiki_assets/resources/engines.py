@@ -118,17 +118,23 @@ def load_engine(model: EmbeddingModel, choice: str, threads: int, cache: Path) -
             if name not in ("openvino-bf16", "openvino-f32"):
                 raise BadRequest(f"engine {name!r}: expected auto, openvino-bf16, openvino-f32 or torch")
             probe = reference(model, cache, threads)
-            engine = OpenVinoEngine(model, _converted(model, cache), precision=name.removeprefix("openvino-"), threads=threads)
+            engine = OpenVinoEngine(
+                model, _converted(model, cache), precision=name.removeprefix("openvino-"), threads=threads
+            )
             return _tested(engine, probe)
         except (ImportError, RuntimeError, SchemaMismatch) as error:
             refused.append(f"{name}: {str(error).splitlines()[0][:160]}")
             logger.info("engine %s is not used: %s", name, error)
-    raise SchemaMismatch(f"no engine embeds {model.name} as fp32 does ({'; '.join(refused)}): set WIKI_ASSETS_ENGINE=torch")
+    raise SchemaMismatch(
+        f"no engine embeds {model.name} as fp32 does ({'; '.join(refused)}): set WIKI_ASSETS_ENGINE=torch"
+    )
 
 
 def _cuda_visible() -> bool:
     """Whether this worker was given a GPU, without importing torch where there is plainly none."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", None) == "" or not (Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
+    if os.environ.get("CUDA_VISIBLE_DEVICES", None) == "" or not (
+        Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")
+    ):
         return False
     import torch
 
@@ -145,7 +151,9 @@ def _tested(engine: Engine, probe: dict[str, NDArray[Any]]) -> Engine:
     expected = probe["vectors"]
     cosine = (found * expected).sum(1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1))
     if not cosine.min() >= MIN_COSINE:
-        raise SchemaMismatch(f"{engine.engine} is {cosine.min():.5f} from fp32 in cosine, expected at least {MIN_COSINE}")
+        raise SchemaMismatch(
+            f"{engine.engine} is {cosine.min():.5f} from fp32 in cosine, expected at least {MIN_COSINE}"
+        )
     return engine
 
 
@@ -159,7 +167,9 @@ def _converted(model: EmbeddingModel, cache: Path, threads: int = 1) -> Path:
     """The folder of the converted model; converts it if this machine has not yet done so."""
     from filelock import FileLock
 
-    folder = cache / "engines" / f"{Path(model.name).name}-{fingerprint(model.sha256, _versions(), platform.machine())[:16]}"
+    folder = (
+        cache / "engines" / f"{Path(model.name).name}-{fingerprint(model.sha256, _versions(), platform.machine())[:16]}"
+    )
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock", timeout=600):

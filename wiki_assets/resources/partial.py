@@ -15,7 +15,7 @@ import msgspec
 from upath import UPath
 
 from wiki_assets.errors import StoreLocked
-from wiki_assets.files import is_local, write_json
+from wiki_assets.files import is_local, sync_folder, write_json
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +96,7 @@ class PartialFile:
         os.fsync(self._handle.fileno())
         if is_local(target):
             os.replace(self.path, self.path.with_name(target.name))
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
         else:
             cast(UPath, target).fs.put_file(str(self.path), cast(UPath, target).path)
             self.path.unlink()

@@ -1,14 +1,14 @@
 """Where each artifact of each shard lies, under one data root.
 
-    <wiki>/wiki.json                           how many shards: fixed when the first one is made
-    <wiki>/raw/<date>/…                        as published, and manifest.json
-    <wiki>/articles/<date>/00003.parquet       one row a page, and 00003.json, its manifest
-    <wiki>/articles/<date>/split/<file>.json   what became of each dump file; its fragments until they are merged
-    <wiki>/tokens/<date>/00003.parquet         one row a page
-    <wiki>/passages/<date>/00003.parquet       one row a passage; made with tokens, under their manifest
-    <wiki>/embeddings/<date>/00003.parquet     one vector a passage
-    <wiki>/index/<date>-<build>/…              build.json, chroma/ (an embedded store) and shards/00003.json
-    <wiki>/published.json                      the pointer that queries follow
+<wiki>/wiki.json                           how many shards: fixed when the first one is made
+<wiki>/raw/<date>/…                        as published, and manifest.json
+<wiki>/articles/<date>/00003.parquet       one row a page, and 00003.json, its manifest
+<wiki>/articles/<date>/split/<file>.json   what became of each dump file; its fragments until they are merged
+<wiki>/tokens/<date>/00003.parquet         one row a page
+<wiki>/passages/<date>/00003.parquet       one row a passage; made with tokens, under their manifest
+<wiki>/embeddings/<date>/00003.parquet     one vector a passage
+<wiki>/index/<date>-<build>/…              build.json, chroma/ (an embedded store) and shards/00003.json
+<wiki>/published.json                      the pointer that queries follow
 """
 
 import re
@@ -59,7 +59,8 @@ class Store:
             write_json(self.wiki(wiki) / "wiki.json", {"wiki": wiki, "shards": count})
         elif known != count:
             raise BadRequest(
-                f"{wiki}: {count} shards asked for, its data in {self.wiki(wiki)} has {known}: set WIKI_ASSETS_SHARDS={known} "
+                f"{wiki}: {count} shards asked for, its data in {self.wiki(wiki)} has {known}: "
+                f"set WIKI_ASSETS_SHARDS={known} "
                 "(or its line in the wikis file), or use another WIKI_ASSETS_ROOT for a reshuffle"
             )
         return count
@@ -137,9 +138,14 @@ class Store:
             return pointer
         pointers = [p for w in self.wikis() if (p := self.pointer(w))]
         if not pointers:
-            raise NotPublished(f"nothing is published under {root_path(self.root)}: run wiki-assets materialize WIKI, or set WIKI_ASSETS_ROOT")
+            raise NotPublished(
+                f"nothing is published under {root_path(self.root)}: "
+                "run wiki-assets materialize WIKI, or set WIKI_ASSETS_ROOT"
+            )
         if len(pointers) > 1:
-            raise BadRequest(f"several wikis are published: name one with --wiki: {', '.join(p['wiki'] for p in pointers)}")
+            raise BadRequest(
+                f"several wikis are published: name one with --wiki: {', '.join(p['wiki'] for p in pointers)}"
+            )
         return pointers[0]
 
     def publish(self, wiki: str, pointer: dict[str, Any]) -> None:

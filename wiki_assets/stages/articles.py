@@ -6,6 +6,9 @@ all dump files, keeps the newest revision of each page, attaches redirect titles
 by page id. Both are deterministic: the same dump gives the same bytes, whichever file came first.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyarrow makes its compute functions when it is imported, and types no keyword of its writers
+
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -27,7 +30,10 @@ from wiki_assets.stages.dump import Document
 logger = logging.getLogger(__name__)
 
 CODE_VERSION = "articles-1"
-LICENCE = "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), older parts also GFDL; authors: see each page's history"
+LICENCE = (
+    "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), older parts also GFDL; "
+    "authors: see each page's history"
+)
 ROW_GROUP_PAGES = 2_000
 _BUFFER_BYTES = 32 << 20  # of text, before a flush: the split's memory
 
@@ -121,7 +127,13 @@ def split_documents(
             if document.is_redirect:
                 counts.filtered["redirect"] += 1
                 target = document.redirect_target
-                if target and target.title and target.namespace == 0 and not target.interwiki and not document.namespace:
+                if (
+                    target
+                    and target.title
+                    and target.namespace == 0
+                    and not target.interwiki
+                    and not document.namespace
+                ):
                     moved.append((str(document.title), target.title.replace("_", " ")))
             elif document.namespace:
                 counts.filtered["other_namespace"] += 1
@@ -171,7 +183,9 @@ class Fragment:
     redirects: UPath | Path
 
 
-def merge_shard(fragments: Sequence[Fragment], out: IO[bytes] | Any, *, shard: Shard, metadata: dict[str, str]) -> dict[str, Any]:
+def merge_shard(
+    fragments: Sequence[Fragment], out: IO[bytes] | Any, *, shard: Shard, metadata: dict[str, str]
+) -> dict[str, Any]:
     """Write one shard: each page once, in its newest revision, sorted by page id.
 
     Args:
@@ -190,7 +204,9 @@ def merge_shard(fragments: Sequence[Fragment], out: IO[bytes] | Any, *, shard: S
     n_in = len(pages)
     # the text's length decides between two documents of one revision, so that the files' order does not
     pages = pages.append_column("length", pc.binary_length(pages["text"]))
-    order = pc.sort_indices(pages, [("page_id", "ascending"), ("revision", "descending"), ("length", "descending"), ("text", "ascending")])
+    order = pc.sort_indices(
+        pages, [("page_id", "ascending"), ("revision", "descending"), ("length", "descending"), ("text", "ascending")]
+    )
     pages = pages.take(order)
     ids = pages["page_id"].to_numpy()
     newest = np.ones(n_in, dtype=bool)
@@ -218,8 +234,13 @@ def merge_shard(fragments: Sequence[Fragment], out: IO[bytes] | Any, *, shard: S
         schema=ARTICLES_SCHEMA,
     ).replace_schema_metadata({"licence": LICENCE, **metadata})
     pq.write_table(
-        table, out, compression="zstd", compression_level=3, row_group_size=ROW_GROUP_PAGES,
-        use_dictionary=["language"], sorting_columns=[pq.SortingColumn(0)],
+        table,
+        out,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=ROW_GROUP_PAGES,
+        use_dictionary=["language"],
+        sorting_columns=[pq.SortingColumn(0)],
     )
     superseded = n_in - len(table)
     if len(np.unique(ids)) + superseded != n_in:

@@ -1,6 +1,7 @@
 """Passages to vectors, with whatever engine the worker has; the order of work is fixed, so the result is too."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import IO, Any, Protocol
 
 import msgspec
@@ -65,7 +66,9 @@ def batch_plan(lengths: NDArray[np.integer[Any]], batch_pieces: int) -> Iterator
         start += size
 
 
-def embed_passages(input_ids: Sequence[NDArray[np.int32]], encoder: Encoder, names: Sequence[str]) -> NDArray[np.float32]:
+def embed_passages(
+    input_ids: Sequence[NDArray[np.int32]], encoder: Encoder, names: Sequence[str]
+) -> NDArray[np.float32]:
     """Embed passages that are tokenized already.
 
     Args:
@@ -81,7 +84,9 @@ def embed_passages(input_ids: Sequence[NDArray[np.int32]], encoder: Encoder, nam
     """
     lengths = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
     if len(lengths) and lengths.min() == 0:
-        raise SchemaMismatch(f"passage {names[int(lengths.argmin())]}: no word pieces to embed; materialize tokens again")
+        raise SchemaMismatch(
+            f"passage {names[int(lengths.argmin())]}: no word pieces to embed; materialize tokens again"
+        )
     vectors = np.empty((len(input_ids), encoder.dim), np.float32)
     for rows in batch_plan(lengths, encoder.batch_pieces):
         longest = int(lengths[rows[0]])
@@ -107,7 +112,9 @@ def embed_passages(input_ids: Sequence[NDArray[np.int32]], encoder: Encoder, nam
     return vectors
 
 
-def embed_shard(passages: IO[bytes], out: Any, *, encoder: Encoder, params: EmbeddingParams, metadata: dict[str, str]) -> dict[str, Any]:
+def embed_shard(
+    passages: IO[bytes], out: Any, *, encoder: Encoder, params: EmbeddingParams, metadata: dict[str, str]
+) -> dict[str, Any]:
     """Write one vector for each passage of a shard, in the order of the passages.
 
     Args:
@@ -155,7 +162,7 @@ def split_lists(column: pa.ChunkedArray | pa.Array) -> list[NDArray[np.int32]]:
         return []
     offsets = array.offsets.to_numpy()
     values = array.values.to_numpy()
-    return [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [values[a:b] for a, b in pairwise(offsets)]
 
 
 def read_vectors(source: IO[bytes]) -> tuple[list[str], NDArray[np.float32]]:

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 CODE_VERSION = "index-1"
 MAX_K = 1_000
 MAX_QUERY_BYTES = 8 << 10
-HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 16, "batch_size": 5_000, "sync_threshold": 50_000}  # fmt: skip
+HNSW = {
+    "space": "cosine",
+    "ef_construction": 200,
+    "ef_search": 200,
+    "max_neighbors": 16,
+    "batch_size": 5_000,
+    "sync_threshold": 50_000,
+}
 _TOLERANCE = 1e-5  # Chroma normalizes again, in float32
 
 
@@ -36,7 +43,9 @@ class Rows:
     metadatas: list[dict[str, Any]]
 
 
-def shard_rows(articles: IO[bytes], passages: IO[bytes], embeddings: IO[bytes], *, shard: Shard, batch_size: int) -> Iterator[Rows]:
+def shard_rows(
+    articles: IO[bytes], passages: IO[bytes], embeddings: IO[bytes], *, shard: Shard, batch_size: int
+) -> Iterator[Rows]:
     """Join a shard's three files into rows for the collection, in the order of the passages.
 
     Raises:
@@ -45,10 +54,14 @@ def shard_rows(articles: IO[bytes], passages: IO[bytes], embeddings: IO[bytes], 
     ids, vectors = read_vectors(embeddings)
     spans = pq.read_table(passages, columns=["passage_id", "page_id", "ordinal", "start", "end"])
     if spans["passage_id"].to_pylist() != ids:
-        raise LedgerBroken(f"{shard}: {len(spans)} passages and {len(ids)} vectors are not the same rows: materialize embeddings again")
+        raise LedgerBroken(
+            f"{shard}: {len(spans)} passages and {len(ids)} vectors are not the same rows: materialize embeddings again"
+        )
     pages = pq.read_table(articles, columns=["page_id", "title", "url", "revision", "language", "text"])
     place = {page_id: row for row, page_id in enumerate(pages["page_id"].to_pylist())}
-    title, url, revision, language, text = (pages[c].to_pylist() for c in ("title", "url", "revision", "language", "text"))
+    title, url, revision, language, text = (
+        pages[c].to_pylist() for c in ("title", "url", "revision", "language", "text")
+    )
     page_of, ordinal, start, end = (spans[c].to_pylist() for c in ("page_id", "ordinal", "start", "end"))
     for first in range(0, len(ids), batch_size):
         rows = range(first, min(first + batch_size, len(ids)))
@@ -113,7 +126,11 @@ def check_rows(collection: "Collection", rows: Rows) -> None:
     apart = np.abs(vectors - rows.vectors).max(axis=1) if len(order) else np.zeros(0)
     documents, metadatas = found["documents"] or [], found["metadatas"] or []
     for i, name in enumerate(rows.ids):
-        if not apart[i] <= _TOLERANCE or documents[order[i]] != rows.documents[i] or metadatas[order[i]] != rows.metadatas[i]:
+        if (
+            not apart[i] <= _TOLERANCE
+            or documents[order[i]] != rows.documents[i]
+            or metadatas[order[i]] != rows.metadatas[i]
+        ):
             raise DamagedArtifact(
                 f"collection {collection.name}: row {name} is not what was written (vector off by {apart[i]:.1e}); "
                 "make a new build: materialize chroma_collection for every shard"
@@ -133,7 +150,9 @@ def self_recall(collection: "Collection", ids: Sequence[str]) -> float:
     if not ids:
         return 1.0
     found = collection.get(ids=list(ids), include=["embeddings"])
-    near = collection.query(query_embeddings=np.asarray(found["embeddings"], np.float32), n_results=3, include=["distances"])
+    near = collection.query(
+        query_embeddings=np.asarray(found["embeddings"], np.float32), n_results=3, include=["distances"]
+    )
     distances = near["distances"] or []
     hits = sum(
         name in names or (len(d) > 0 and d[0] < _TOLERANCE)
@@ -196,9 +215,15 @@ def nearest_passages(collection: "Collection", vector: NDArray[np.float32], k: i
     """
     width = (collection.metadata or {}).get("dim", len(vector))
     if width != len(vector):
-        raise SchemaMismatch(f"a question of {len(vector)} dimensions, the collection has {width}: ask with the model it was made with")
-    found = collection.query(query_embeddings=[vector], n_results=k, include=["documents", "metadatas", "distances"])  # type: ignore[arg-type]
-    documents, metadatas, distances = (found[name][0] for name in ("documents", "metadatas", "distances"))  # type: ignore[index]
+        raise SchemaMismatch(
+            f"a question of {len(vector)} dimensions, the collection has {width}: ask with the model it was made with"
+        )
+    found: Any = collection.query(
+        query_embeddings=[vector],
+        n_results=k,
+        include=["documents", "metadatas", "distances"],
+    )
+    documents, metadatas, distances = (found[name][0] for name in ("documents", "metadatas", "distances"))
     return [
         Hit(
             rank=rank,

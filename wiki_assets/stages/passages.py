@@ -7,9 +7,10 @@ the model's own tokenizer measures every passage with its title in front, so not
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from wiki_assets.errors import LedgerBroken
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
@@ -35,10 +36,10 @@ class Passage:
 
 
 @lru_cache(maxsize=1)
-def _segmenter():  # type: ignore[no-untyped-def]
-    from sentencex import get_sentence_boundaries
+def _segmenter() -> Callable[[str, str], list[dict[str, Any]]]:
+    import sentencex
 
-    return get_sentence_boundaries
+    return sentencex.get_sentence_boundaries  # type: ignore[attr-defined]  # written in Rust
 
 
 def sentence_spans(text: str, language: str) -> list[tuple[int, int]]:
@@ -56,7 +57,14 @@ def sentence_spans(text: str, language: str) -> list[tuple[int, int]]:
 
 
 def cut_page(
-    page_id: int, title: str, text: str, language: str, tokenizer: WordPieceTokenizer, *, word_pieces: int, prompt: str = ""
+    page_id: int,
+    title: str,
+    text: str,
+    language: str,
+    tokenizer: WordPieceTokenizer,
+    *,
+    word_pieces: int,
+    prompt: str = "",
 ) -> list[Passage]:
     """Cut a page into passages that tile its text.
 
@@ -104,7 +112,13 @@ def _prefix(title: str, prompt: str, tokenizer: WordPieceTokenizer, room: int) -
 
 
 def _add_units(
-    units: list[tuple[int, int, int]], text: str, start: int, end: int, room: int, max_chars: int, tokenizer: WordPieceTokenizer
+    units: list[tuple[int, int, int]],
+    text: str,
+    start: int,
+    end: int,
+    room: int,
+    max_chars: int,
+    tokenizer: WordPieceTokenizer,
 ) -> None:
     """Append the span as one unit, or cut it until every part fits."""
     if end - start > max_chars:
@@ -157,7 +171,9 @@ def _fitting(
     if len(ids) <= limit:
         return [(start, end, ids)]
     middle = _middle(text, start, end)
-    return _fitting(text, start, middle, prefix, tokenizer, limit) + _fitting(text, middle, end, prefix, tokenizer, limit)
+    return _fitting(text, start, middle, prefix, tokenizer, limit) + _fitting(
+        text, middle, end, prefix, tokenizer, limit
+    )
 
 
 def _check_cover(page_id: int, text: str, passages: Sequence[Passage], limit: int) -> None:

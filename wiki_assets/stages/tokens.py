@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import IO, Any, Protocol
 
 import msgspec
@@ -52,7 +53,7 @@ def encode_page(text: str, encoding: Encoding) -> tuple[NDArray[np.uint32], bool
 def _cut_blanks(text: str) -> list[str]:
     """Cut a text wherever `_LONGEST_BLANK` blanks in a row have passed; the pieces join to the text."""
     cuts = [0, *(match.end() for match in _BLANKS.finditer(text)), len(text)]
-    return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False) if start < end]
+    return [text[start:end] for start, end in pairwise(cuts) if start < end]
 
 
 TOKENS_SCHEMA = pa.schema(
@@ -108,20 +109,40 @@ def tokenize_shard(
         The ledger: pages, text_chars in and covered, tokens, passages, word_pieces, unknown_pieces, truncated
         (0), split_texts, blank (pages whose text no passage could be cut from; 0).
     """
-    counts: Counter[str] = Counter(dict.fromkeys(("pages", "text_chars", "covered_chars", "tokens", "passages",
-                                                  "word_pieces", "unknown_pieces", "truncated", "split_texts"), 0))  # fmt: skip
+    counts: Counter[str] = Counter(
+        dict.fromkeys(
+            (
+                "pages",
+                "text_chars",
+                "covered_chars",
+                "tokens",
+                "passages",
+                "word_pieces",
+                "unknown_pieces",
+                "truncated",
+                "split_texts",
+            ),
+            0,
+        )
+    )
     unknown = tokenizer.unknown
     sample: str | None = None
     with (
         _parquet(tokens, TOKENS_SCHEMA, metadata) as token_file,
         _parquet(passages, PASSAGES_SCHEMA, metadata) as passage_file,
     ):
-        for batch in pq.ParquetFile(articles).iter_batches(ROW_GROUP_PAGES, columns=["page_id", "title", "text", "language"]):
+        for batch in pq.ParquetFile(articles).iter_batches(
+            ROW_GROUP_PAGES, columns=["page_id", "title", "text", "language"]
+        ):
             page_ids = batch["page_id"].to_pylist()
             encoded: list[NDArray[np.uint32]] = []
             cut: list[tuple[int, Passage]] = []
             for page_id, title, text, language in zip(
-                page_ids, batch["title"].to_pylist(), batch["text"].to_pylist(), batch["language"].to_pylist(), strict=True
+                page_ids,
+                batch["title"].to_pylist(),
+                batch["text"].to_pylist(),
+                batch["language"].to_pylist(),
+                strict=True,
             ):
                 ids, was_split = encode_page(text, encoding)
                 encoded.append(ids)

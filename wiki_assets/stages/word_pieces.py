@@ -36,7 +36,9 @@ class WordPieceTokenizer:
         kinds = [(spec.get(part) or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
         added = [token["content"] for token in spec.get("added_tokens", ())]
         # an added token with a space in it would be looked for across words
-        self._word_by_word = kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(" " in t for t in added)
+        self._word_by_word = kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
+            " " in t for t in added
+        )
 
     @cached_property
     def _tokenizer(self) -> "Tokenizer":

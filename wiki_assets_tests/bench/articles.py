@@ -19,6 +19,8 @@ from wiki_assets_tests.bench.naive import Naive, start_ray
 
 N_NAIVE = 600  # documents, evenly spaced: a few hundred show the rate per article
 _WORD_PIECES = 128
+RAY_CPUS = 2
+TWO, ONE = "2 shards at once", "1 at a time"
 
 
 class Platform:
@@ -39,12 +41,16 @@ class Platform:
         """Lay out a store with the dump files."""
         self._book = fill_store(dump, root)
 
-    def run(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Split, merge and tokenize; return counts, and the CPU-seconds that the stages themselves measured."""
+    def run(self, snapshot: Snapshot, at_once: int) -> dict[str, Any]:
+        """Split, merge and tokenize, one or two tasks at a time.
+
+        Returns:
+            Counts, and the CPU-seconds that the stages themselves measured.
+        """
         assert self._book is not None
         found: dict[str, Any] = defaultdict(float)
         for step in (split_all, merge_all, tokenize_all):
-            for manifest in step(self._book, snapshot, self._settings):
+            for manifest in step(self._book, snapshot, self._settings, RAY_CPUS // at_once):
                 found[f"{step.__name__} CPU-s"] += manifest.stats["cpu_seconds"]
                 if manifest.artifact == "tokens":
                     for name in ("pages", "text_chars", "tokens", "passages"):
@@ -59,21 +65,23 @@ class Platform:
         ray.shutdown()
 
 
-def split_all(book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[Any]:
+def split_all(book: Cookbook, snapshot: Snapshot, settings: Settings, num_cpus: int) -> list[Any]:
     """Split every dump file."""
     splits = work.splits_of(book.store, book.config, snapshot)
-    return _results(fan_out(work.split_dump_file, [(split, (split,)) for split in splits]))
+    return _results(fan_out(work.split_dump_file, [(split, (split,)) for split in splits], num_cpus=num_cpus))
 
 
-def merge_all(book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[Any]:
+def merge_all(book: Cookbook, snapshot: Snapshot, settings: Settings, num_cpus: int) -> list[Any]:
     """Merge every shard."""
     splits = work.splits_of(book.store, book.config, snapshot)
-    return _results(fan_out(work.make_articles, [(w, (w, splits)) for w in _works("articles", book, snapshot, settings)]))
+    works = _works("articles", book, snapshot, settings)
+    return _results(fan_out(work.make_articles, [(w, (w, splits)) for w in works], num_cpus=num_cpus))
 
 
-def tokenize_all(book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[Any]:
+def tokenize_all(book: Cookbook, snapshot: Snapshot, settings: Settings, num_cpus: int) -> list[Any]:
     """Token ids and passages of every shard."""
-    return _results(fan_out(work.make_tokens, [(w, (w,)) for w in _works("tokens", book, snapshot, settings)]))
+    works = _works("tokens", book, snapshot, settings)
+    return _results(fan_out(work.make_tokens, [(w, (w,)) for w in works], num_cpus=num_cpus))
 
 
 def _works(artifact: str, book: Cookbook, snapshot: Snapshot, settings: Settings) -> list[work.Work]:
@@ -129,51 +137,56 @@ def compare_articles(dumps: Sequence[Dump], repeats: int, folder: Path) -> list[
         for repeat in range(repeats):
             for i, dump in enumerate(dumps):
                 at = folder / f"{repeat}-{i}"
-                naive.run("warm", str(at / "warm"))
-                ours.run("prepare", dump, at / "store")
-                for name, side, arguments in (
-                    ("naive", naive, (few[dump].files, str(at / "json"))),
-                    ("bare", bare, (dump.files, str(at / "bare"), dump.snapshot.wiki, _WORD_PIECES)),
-                    ("ours", ours, (dump.snapshot,)),
-                ):
+
+                def measured(name: str, side: Side, *arguments: Any, dump: Dump = dump, repeat: int = repeat) -> None:
                     counts[name, dump], spent = side.run("run", *arguments)
                     cpu[name, dump].append(spent)
                     inside = {k: round(v, 2) for k, v in counts[name, dump].items() if k.endswith("CPU-s")}
                     print(f"  repeat {repeat + 1} {dump.label} {name}: {spent:.2f} CPU-s {inside or ''}", flush=True)
-                plain, made = counts["bare", dump], counts["ours", dump]
+
+                measured("bare", bare, dump.files, str(at / "bare"), dump.snapshot.wiki, _WORD_PIECES)
+                ours.run("prepare", dump, at / "two")
+                measured(TWO, ours, dump.snapshot, 2)  # first, so that both workers begin cold and end warm
+                ours.run("prepare", dump, at / "one")
+                measured(ONE, ours, dump.snapshot, 1)
+                naive.run("warm", str(at / "warm"))
+                measured("naive", naive, few[dump].files, str(at / "json"))
+                plain, made = counts["bare", dump], counts[ONE, dump]
                 if any(plain[key] != made[key] for key in plain):
                     raise RuntimeError(f"{dump.label}: the bare loop made {plain}, the platform {made}: not the same work")
     return [row for i, dump in enumerate(dumps) for row in _rows(dump, cpu, counts, cold=i == 0)]
 
 
 def _rows(dump: Dump, cpu: dict[tuple[str, Dump], list[float]], counts: dict[tuple[str, Dump], dict[str, Any]], *, cold: bool) -> list[Row]:
-    made, few = counts["ours", dump], counts["naive", dump]
-    pages, ours, bare, naive = made["pages"], cpu["ours", dump], cpu["bare", dump], cpu["naive", dump]
+    made, few = counts[ONE, dump], counts["naive", dump]
+    pages, bare, naive = made["pages"], cpu["bare", dump], cpu["naive", dump]
     enough = pages >= 2_000  # in fewer, Ray's fixed costs are all there is
-    mean = f"{made['text_chars'] / pages:,.0f} characters a page"
+    mean = f"{pages:,.0f} pages of {made['text_chars'] / pages:,.0f} characters"
 
-    def beside_bare(which: slice, note: str) -> Row:
-        rates = best_rate(pages, ours[which], "pages"), best_rate(pages, bare[which], "pages")
-        ratios = [b / o for o, b in zip(ours[which], bare[which], strict=True)]
-        return Row(f"{dump.label}: platform, bare loop", *rates, ratios, 0.9 if enough else None, note=f"{note}; {pages:,.0f} pages, {mean}")
+    def beside_bare(name: str, which: slice, note: str) -> Row:
+        ours = cpu[name, dump][which]
+        rates = best_rate(pages, ours, "pages"), best_rate(pages, bare[which], "pages")
+        ratios = [b / o for o, b in zip(ours, bare[which], strict=True)]
+        return Row(f"{dump.label}: platform, {name} : bare loop", *rates, ratios, 0.9 if enough else None, note=note)
 
     rows = [
         Row(
-            f"{dump.label}: platform, naive",
-            best_rate(pages, ours, "pages"),
+            f"{dump.label}: platform, {TWO} : naive",
+            best_rate(pages, cpu[TWO, dump], "pages"),
             best_rate(few["pages"], naive, "pages"),
-            [(pages / o) / (few["pages"] / n) for o, n in zip(ours, naive, strict=True)],
+            [(pages / o) / (few["pages"] / n) for o, n in zip(cpu[TWO, dump], naive, strict=True)],
             10 if enough else None,
-            note=f"naive: {few['pages']:,} documents of {pages:,.0f}, evenly spaced; token ids only",
+            note=f"{mean}; naive: {few['pages']:,} of them, evenly spaced, token ids only",
         )
     ]
     if cold:
-        rows.append(beside_bare(slice(0, 1), "word tables cold on both sides"))
+        rows.append(beside_bare(TWO, slice(0, 1), "word tables cold on both sides"))
     warm = slice(int(cold), None)
-    if ours[warm]:
-        rows.append(beside_bare(warm, "word tables warm on both sides"))
+    for name in (TWO, ONE):
+        if bare[warm]:
+            rows.append(beside_bare(name, warm, "word tables warm on both sides"))
     size = made["token_bytes"] / made["tokens"]
-    stages = sum(v for k, v in made.items() if k.endswith("CPU-s")) / ours[-1]
-    rows.append(Row(f"{dump.label}: platform, its stages alone", "", "", [stages], note="share of CPU inside the work functions, last repeat"))
-    rows.append(Row(f"{dump.label}: bytes per token on disk", f"{size:.3f} B", "4 B (int32)", [size], 1.75, at_most=True))
+    stages = sum(v for k, v in made.items() if k.endswith("CPU-s")) / cpu[ONE, dump][-1]
+    rows.append(Row(f"{dump.label}: platform, inside its work functions", "", "", [stages], note="share of all CPU, last repeat"))
+    rows.append(Row(f"{dump.label}: bytes per token on disk", f"{size:.3f} B", "4 B (int32)", [size], 1.75, at_most=True, note="the value itself"))
     return rows

@@ -38,7 +38,7 @@ class Naive:
         os.environ["TIKTOKEN_CACHE_DIR"] = ranks
         import ray
 
-        start_ray()
+        start_ray(_system_config={"idle_worker_killing_time_threshold_ms": 600_000})  # or starting anew would be counted
         self._ray = ray
         self._task = ray.remote(encode_article).options(num_cpus=_CPUS, max_retries=3)
 
@@ -73,7 +73,7 @@ class Naive:
         self._ray.shutdown()
 
 
-def start_ray() -> None:
+def start_ray(**options: Any) -> None:
     """A Ray of our own on two CPUs, for this process."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     import ray
@@ -85,4 +85,5 @@ def start_ray() -> None:
         log_to_driver=False,
         logging_level="warning",
         object_store_memory=200 << 20,
+        **options,
     )
