@@ -166,28 +166,18 @@ def status(wiki: str | None, date: str | None, as_json: bool, settings: Settings
 def ui(port: int, settings: Settings) -> None:
     """Open the Dagster UI on this machine, with its daemon: materialize, backfill, look at metadata."""
     from wiki_assets.defs.instance import open_instance
+    from wiki_assets.files import root_path
 
     with open_instance(settings):
         pass
-    for name, value in (
-        ("ROOT", os.path.abspath(settings.root) if "://" not in settings.root else settings.root),
-        ("MIRROR", settings.mirror),
-    ):
-        os.environ[f"WIKI_ASSETS_{name}"] = value
-    command = [
-        sys.executable,
-        "-m",
-        "dagster",
-        "dev",
-        "-m",
-        "wiki_assets.definitions",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
+    os.environ["WIKI_ASSETS_ROOT"] = str(root_path(settings.root))
+    os.environ["WIKI_ASSETS_MIRROR"] = settings.mirror
+    workspace = os.path.join(os.environ["DAGSTER_HOME"], "workspace.yaml")
     click.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", err=True)
-    os.execv(sys.executable, command)
+    os.execv(
+        sys.executable,
+        [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)],
+    )
 
 
 def _speak() -> None:

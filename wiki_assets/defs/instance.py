@@ -11,16 +11,25 @@ import dagster as dg
 
 from wiki_assets.settings import Settings
 
+_WORKSPACE = """load_from:
+  - python_module:
+      module_name: wiki_assets.definitions
+      location_name: wiki_assets
+"""
+
 POOL_LIMITS = {"mirror": 1, "chroma": 1}  # runs at once: one download, one writer
 
 
 def prepare_home(settings: Settings) -> Path:
-    """Make DAGSTER_HOME if it is not there, with our `dagster.yaml`, and name it in the environment."""
+    """Make DAGSTER_HOME, with our `dagster.yaml` and a `workspace.yaml`, and name it in the environment."""
     home = settings.dagster_home.expanduser().absolute()
     home.mkdir(parents=True, exist_ok=True)
     config = home / "dagster.yaml"
     if not config.exists():
         config.write_bytes((Path(str(package_files("wiki_assets"))) / "dagster.yaml").read_bytes())
+    workspace = home / "workspace.yaml"
+    if not workspace.exists():
+        workspace.write_text(_WORKSPACE)
     os.environ["DAGSTER_HOME"] = str(home)
     return home
 

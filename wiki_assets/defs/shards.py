@@ -182,12 +182,10 @@ def _event(
 ) -> dg.AssetMaterialization | dg.MaterializeResult[Any]:
     """What Dagster is told of a finished shard: facts to read, and the tags that staleness is computed from."""
     metadata = {**_metadata(manifest), "reused": reused}
+    if single:  # Dagster's own event, with its own provenance; a chain of single-cell stages can then be one run
+        version = dg.DataVersion(manifest.data_version)
+        return dg.MaterializeResult(asset_key=key, metadata=metadata, data_version=version)
     tags = provenance.tags(context, key, recipe, manifest)
-    if single:  # Dagster's own event; a chain of single-cell stages can then be one run
-        own = {name: value for name, value in tags.items() if not name.startswith("dagster/")}
-        return dg.MaterializeResult(
-            asset_key=key, metadata=metadata, data_version=dg.DataVersion(manifest.data_version), tags=own or None
-        )
     return dg.AssetMaterialization(key, partition=recipe.shard.partition_key, metadata=metadata, tags=tags)
 
 
