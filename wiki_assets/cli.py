@@ -65,14 +65,21 @@ def main() -> None:
 @click.option("--until", default="published_index", show_default=True, help="The last asset to make.")
 @_with_settings
 def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
-    """Make what is not done of a snapshot, up to the published index: wiki-assets materialize simplewiki
+    """Make what is not done of a snapshot, up to the published index.
+
+    \b
+    wiki-assets materialize simplewiki
+    wiki-assets materialize enwiki --snapshot 20260823 --until tokens
 
     Run it again after an interruption: it goes on where it was, and ends at once where nothing is left to do.
     """
     check_wiki(wiki)
     if date != "latest":
         check_date(date)
-    _speak()
+    from wiki_assets.defs.recipes import STAGES
+
+    if until not in STAGES:
+        raise BadRequest(f"--until {until!r}: expected one of {', '.join(STAGES)}")
     started = time.monotonic()
     from wiki_assets.definitions import build
     from wiki_assets.defs.headless import materialize_snapshot
@@ -81,6 +88,7 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
     from wiki_assets.resources.mirror import DumpMirror
     from wiki_assets.resources.store import Store
 
+    _speak()
     store = Store(settings.root)
     mirror = DumpMirror(base_url=settings.mirror, contact=settings.contact)
     snapshot = mirror.latest(wiki) if date == "latest" else Snapshot(wiki, date)
@@ -114,7 +122,11 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for pipes.")
 @_with_settings
 def query(question: str, wiki: str | None, k: int, as_json: bool, settings: Settings) -> None:
-    """Print the passages nearest to QUESTION, from the published index: wiki-assets query "animals that spit" """
+    """Print the passages nearest to QUESTION, from the published index.
+
+    \b
+    wiki-assets query "Which animals spit?" --wiki simplewiki -k 3
+    """
     from wiki_assets.search import ask
 
     hits = ask(question, settings, wiki=wiki, k=k)
@@ -132,7 +144,11 @@ def query(question: str, wiki: str | None, k: int, as_json: bool, settings: Sett
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for pipes.")
 @_with_settings
 def status(wiki: str | None, date: str | None, as_json: bool, settings: Settings) -> None:
-    """Show what is done, by asset and shard, as the manifests prove it: wiki-assets status simplewiki"""
+    """Show what is done, by asset and shard, as the manifests prove it.
+
+    \b
+    wiki-assets status simplewiki
+    """
     from wiki_assets.defs.report import snapshot_rows, table
     from wiki_assets.resources.store import Store
 
@@ -198,4 +214,4 @@ def _speak() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="wiki-assets")

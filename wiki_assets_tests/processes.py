@@ -14,7 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T | None], *, within_s: float, every_s: float = 0.02, what: str = "the condition") -> T:
+def wait_until(
+    condition: Callable[[], T | None], *, within_s: float, every_s: float = 0.02, what: str = "the condition"
+) -> T:
     """Return what `condition` returns as soon as it is true; fail at the deadline."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):
@@ -24,11 +26,19 @@ def wait_until(condition: Callable[[], T | None], *, within_s: float, every_s: f
 
 
 @contextmanager
-def running(command: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in its own session; at the end of the block its whole process group is gone."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, env={**os.environ, **env}, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True, stdin=subprocess.DEVNULL
+            command,
+            env={**os.environ, **env},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         try:
             yield process

@@ -13,15 +13,13 @@ import dagster as dg
 
 from wiki_assets.defs.instance import fail_orphans, process_tags
 from wiki_assets.defs.partitions import dates_name
-from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
+from wiki_assets.defs.recipes import STAGES, Cookbook, collection_name
 from wiki_assets.defs.voice import SILENT_CONSOLE
 from wiki_assets.defs.wikis import WikiConfig
-from wiki_assets.errors import BadRequest
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
 
-STAGES = ("raw_dump", *SHARD_ARTIFACTS, "published_index")
 NEEDS_RAY = ("articles", "tokens", "embeddings")
 Build = Callable[..., dg.Definitions]
 
@@ -57,16 +55,11 @@ def materialize_snapshot(
         settings: of this deployment.
         instance: where runs and events are recorded.
         build: makes the definitions, given a Ray resource.
-        until: the last stage to make.
+        until: the last stage to make, one of `STAGES`.
         ray_is_up: whether this process has joined Ray already; if not, that happens when a stage first needs it.
-
-    Raises:
-        BadRequest: if `until` is no stage.
     """
     from wiki_assets.resources.compute import joined_ray, ray_session
 
-    if until not in STAGES:
-        raise BadRequest(f"--until {until!r}: expected one of {', '.join(STAGES)}")
     store = Store(settings.root)
     book = Cookbook(config, store)
     fail_orphans(instance)

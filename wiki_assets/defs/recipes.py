@@ -18,6 +18,7 @@ from wiki_assets.stages import articles, embeddings, index, passages, tokens
 
 RAW_VERSION = "raw-1"
 SHARD_ARTIFACTS = ("articles", "tokens", "embeddings", "chroma_collection")
+STAGES = ("raw_dump", *SHARD_ARTIFACTS, "published_index")
 UPSTREAM: Mapping[str, Sequence[str]] = {
     "articles": ("raw_dump",),
     "tokens": ("articles",),

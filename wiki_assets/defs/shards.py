@@ -25,9 +25,12 @@ from wiki_assets.keys import Shard, Snapshot
 
 TASK_DEADLINE_S = 6 * 3600  # one shard of the largest wiki takes minutes
 _POLL_S = 5.0
+_SILENCE_S = 30.0  # without a result, before a sign of life
 
 Done = tuple[Recipe, Manifest | Exception]
 Make = Callable[[Snapshot, Sequence[Recipe]], Iterable[Done]]
+
+logger = logging.getLogger(__name__)
 
 
 def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook, make: Make) -> Iterator[Any]:
@@ -126,6 +129,7 @@ def fan_out(
     slots = int(ray.cluster_resources().get("CPU", 1) // max(num_cpus, 1e-9)) or 1
     window = slots + max(1, slots // 4)  # enough to keep every slot busy while the driver reports
     waiting = iter(payloads)
+    spoke = time.monotonic()
     running: dict[Any, tuple[Any, float]] = {}
     while True:
         while len(running) < window and (item := next(waiting, None)) is not None:
@@ -134,6 +138,11 @@ def fan_out(
         if not running:
             return
         done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+        if done:
+            spoke = time.monotonic()
+        elif time.monotonic() - spoke > _SILENCE_S:
+            spoke = time.monotonic()
+            logger.info("%s: %d at work", task.__name__, len(running))
         for reference in done:
             name, _ = running.pop(reference)
             try:

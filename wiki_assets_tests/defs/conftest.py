@@ -1,6 +1,5 @@
 """A deployment of one test: a data root, a mirror that serves the tiny wiki, a Dagster instance, one shared Ray."""
 
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +56,9 @@ class Deployment:
 
     def materialize(self, until: str = "published_index", snapshot: Snapshot = SNAPSHOT) -> Outcome:
         """What `wiki-assets materialize` does, on the Ray of the session."""
-        return materialize_snapshot(snapshot, self.config, self.settings, instance=self.instance, build=build, until=until, ray_is_up=True)
+        return materialize_snapshot(
+            snapshot, self.config, self.settings, instance=self.instance, build=build, until=until, ray_is_up=True
+        )
 
     def run(self, stages: str | list[str], *cells: Shard, raise_on_error: bool = False) -> dg.ExecuteInProcessResult:
         """One Dagster run of some stages over a range of cells, as the UI would launch it."""

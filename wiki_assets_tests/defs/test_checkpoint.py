@@ -35,7 +35,11 @@ def environment(wiki: Deployment) -> dict[str, str]:
 def embedded(wiki: Deployment) -> dict[str, int]:
     """Shards whose embeddings are durable, and when their file was written."""
     shards = [Shard(SNAPSHOT, number) for number in range(SHARDS)]
-    return {s.partition_key: wiki.store.file("embeddings", s).stat().st_mtime_ns for s in shards if wiki.book.made("embeddings", s)}
+    return {
+        s.partition_key: wiki.store.file("embeddings", s).stat().st_mtime_ns
+        for s in shards
+        if wiki.book.made("embeddings", s)
+    }
 
 
 def test_a_run_killed_half_way_leaves_the_finished_shards_materialized_and_the_next_does_the_rest(
@@ -46,7 +50,9 @@ def test_a_run_killed_half_way_leaves_the_finished_shards_materialized_and_the_n
     command = [*WIKI_ASSETS, "materialize", "tinywiki", "--snapshot", SNAPSHOT.date, "--until", "embeddings"]
     log = tmp_path / "run.log"
     with running(command, env=environment(wiki), log=log) as process:
-        wait_until(lambda: len(wiki.materialized("embeddings")) >= SHARDS // 3 or process.poll() is not None, within_s=120)
+        wait_until(
+            lambda: len(wiki.materialized("embeddings")) >= SHARDS // 3 or process.poll() is not None, within_s=120
+        )
         assert process.poll() is None, log.read_text()
         end_group(process, signal.SIGKILL)
         process.wait(10)
@@ -91,7 +97,9 @@ def ask_ui(port: int, query: str, **variables: Any) -> dict[str, Any]:
     return answer["data"]
 
 
-def test_a_backfill_from_the_ui_turns_partitions_materialized_one_by_one(deploy: Deploy, ray_cluster: None, tmp_path: Path) -> None:
+def test_a_backfill_from_the_ui_turns_partitions_materialized_one_by_one(
+    deploy: Deploy, ray_cluster: None, tmp_path: Path
+) -> None:
     wiki = deploy(shards=SHARDS)
     wiki.materialize(until="tokens")
     first, last = 2, 19  # a range, not the whole row
@@ -102,13 +110,19 @@ def test_a_backfill_from_the_ui_turns_partitions_materialized_one_by_one(deploy:
         def up() -> bool:
             assert process.poll() is None, log.read_text()
             try:
-                return bool(ask_ui(port, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")["repositoriesOrError"].get("nodes"))
+                return bool(
+                    ask_ui(port, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")[
+                        "repositoriesOrError"
+                    ].get("nodes")
+                )
             except OSError:
                 return False
 
         wait_until(up, within_s=120, every_s=0.5, what="the webserver")
         cells = [f"{SNAPSHOT.date}|{number:05d}" for number in range(first, last + 1)]
-        launched = ask_ui(port, LAUNCH, params={"assetSelection": [{"path": ["tinywiki", "embeddings"]}], "partitionNames": cells})["launchPartitionBackfill"]
+        launched = ask_ui(
+            port, LAUNCH, params={"assetSelection": [{"path": ["tinywiki", "embeddings"]}], "partitionNames": cells}
+        )["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         seen: list[int] = []
 

@@ -25,11 +25,20 @@ def cells(*numbers: int) -> list[Shard]:
     return [Shard(SNAPSHOT, number) for number in numbers]
 
 
-def test_a_dump_becomes_an_index_that_answers_and_a_second_run_has_nothing_to_do(deploy: Deploy, ray_cluster: None) -> None:
+def test_a_dump_becomes_an_index_that_answers_and_a_second_run_has_nothing_to_do(
+    deploy: Deploy, ray_cluster: None
+) -> None:
     wiki = deploy(shards=4)
     outcome = wiki.materialize()
     assert outcome.failures == []
-    assert outcome.made == {"raw_dump": 1, "articles": 4, "tokens": 4, "embeddings": 4, "chroma_collection": 4, "published_index": 1}
+    assert outcome.made == {
+        "raw_dump": 1,
+        "articles": 4,
+        "tokens": 4,
+        "embeddings": 4,
+        "chroma_collection": 4,
+        "published_index": 1,
+    }
     gate = examine(wiki.book, SNAPSHOT, wiki.settings)
     counts = EXPECTED[SNAPSHOT.date]
     documents = gate.results["documents_conserved"][1]
@@ -48,12 +57,23 @@ def test_a_dump_becomes_an_index_that_answers_and_a_second_run_has_nothing_to_do
     assert len(wiki.instance.get_runs()) == n_runs
 
 
-def test_each_shard_is_reported_once_with_what_it_holds_and_what_it_was_made_from(deploy: Deploy, ray_cluster: None) -> None:
+def test_each_shard_is_reported_once_with_what_it_holds_and_what_it_was_made_from(
+    deploy: Deploy, ray_cluster: None
+) -> None:
     wiki = deploy(shards=2)
     wiki.materialize(until="tokens")
     event = wiki.events("tokens")[0]
     facts = event.metadata
-    assert {"pages", "tokens", "passages", "size_bytes", "seconds", "rows_per_cpu_second", "sample", "fingerprint"} <= set(facts)
+    assert {
+        "pages",
+        "tokens",
+        "passages",
+        "size_bytes",
+        "seconds",
+        "rows_per_cpu_second",
+        "sample",
+        "fingerprint",
+    } <= set(facts)
     tags = event.tags or {}
     manifest = wiki.store.manifest("tokens", Shard.from_partition_key("tinywiki", str(event.partition)))
     assert manifest is not None
@@ -158,7 +178,10 @@ def test_a_second_writer_is_refused(deploy: Deploy, ray_cluster: None) -> None:
     book = wiki.book
     build = book.build_for(SNAPSHOT, [book.recipe("chroma_collection", c) for c in cells(0, 1)])
     with open_store(wiki.store.build(SNAPSHOT, build) / "chroma", write=True):
-        with pytest.raises(StoreLocked, match="another process"), open_store(wiki.store.build(SNAPSHOT, build) / "chroma", write=True):
+        with (
+            pytest.raises(StoreLocked, match="another process"),
+            open_store(wiki.store.build(SNAPSHOT, build) / "chroma", write=True),
+        ):
             pass
         outcome = wiki.materialize(until="chroma_collection")
     assert "another process is writing" in outcome.failures[0]
@@ -172,7 +195,9 @@ def test_an_older_snapshot_never_replaces_a_newer_one(deploy: Deploy, ray_cluste
     assert (wiki.store.pointer("tinywiki") or {})["snapshot"] == "20250105"
 
 
-def test_fragments_go_when_the_last_shard_is_merged_and_are_made_again_when_one_is_lost(deploy: Deploy, ray_cluster: None) -> None:
+def test_fragments_go_when_the_last_shard_is_merged_and_are_made_again_when_one_is_lost(
+    deploy: Deploy, ray_cluster: None
+) -> None:
     wiki = deploy(shards=4)
     wiki.materialize(until="raw_dump")
     assert wiki.run("articles", *cells(0, 1)).success
