@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,20 +44,16 @@ def running(
             yield process
         finally:
             end_group(process, signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                pass
             end_group(process, signal.SIGKILL)
             process.wait(20)
 
 
 def end_group(process: "subprocess.Popen[bytes]", how: signal.Signals) -> None:
     """Signal the process group that `running` made, if any of it is left."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, how)
-    except ProcessLookupError:
-        pass
 
 
 def free_port() -> int:

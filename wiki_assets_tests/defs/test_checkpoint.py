@@ -78,12 +78,19 @@ def test_a_run_killed_half_way_leaves_the_finished_shards_materialized_and_the_n
 
 LAUNCH = """
 mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } }
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
 }"""
 WATCH = """
 query($key: AssetKeyInput!, $backfill: String!) {
-  assetNodeOrError(assetKey: $key) { ... on AssetNode { partitionStats { numMaterialized numMaterializing numFailed } } }
-  partitionBackfillOrError(backfillId: $backfill) { ... on PartitionBackfill { status } ... on PythonError { message } }
+  assetNodeOrError(assetKey: $key) { ... on AssetNode { partitionStats { numMaterialized } } }
+  partitionBackfillOrError(backfillId: $backfill) {
+    ... on PartitionBackfill { status }
+    ... on PythonError { message }
+  }
 }"""
 
 
