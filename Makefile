@@ -21,13 +21,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+QUESTION := Which lake holds a fifth of the unfrozen fresh water?
+
 demo: install
 	$(VENV)/bin/python -m wiki_assets_tests.tinywiki.serve -- $(VENV)/bin/wiki-assets materialize tinywiki
 	@echo
-	@echo '$$ wiki-assets query "Which animals spit?" -k 3'
-	@$(VENV)/bin/wiki-assets query "Which animals spit?" --wiki tinywiki -k 3
+	@echo '$$ wiki-assets query "$(QUESTION)" -k 3'
+	@$(VENV)/bin/wiki-assets query "$(QUESTION)" --wiki tinywiki -k 3
 	@echo
-	@echo 'Ask it yourself: $(VENV)/bin/wiki-assets query "..."    Look at it: make ui'
+	@echo 'Ask it yourself: $(VENV)/bin/wiki-assets query "..." --wiki tinywiki      Look at it: make ui'
 
 test: install
 	$(VENV)/bin/python -m pytest -m "not nightly and not gpu"

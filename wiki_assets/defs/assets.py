@@ -20,7 +20,7 @@ from wiki_assets.defs.checks import CHECKS
 from wiki_assets.defs.failures import one_line_errors
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.partitions import grid
-from wiki_assets.defs.publish import GATE, examine, publish
+from wiki_assets.defs.publish import GATE, examine, publish, refuse
 from wiki_assets.defs.raw import fetch_snapshot
 from wiki_assets.defs.recipes import Cookbook, Recipe, code_version
 from wiki_assets.defs.shards import Done, each_shard, fan_out
@@ -247,7 +247,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             ]
             if not gate.passed:
                 yield from results
-                raise dg.Failure(f"{snapshot} is not published: {gate.reasons}", allow_retries=False)
+                advice = refuse(cookbook, snapshot, gate)
+                raise dg.Failure(f"{snapshot} is not published: {gate.reasons}: {advice}", allow_retries=False)
             pointer = publish(cookbook, snapshot, gate)
         say(
             context,

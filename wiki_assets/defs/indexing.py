@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from wiki_assets.defs.recipes import Cookbook, Recipe, collection_name
-from wiki_assets.errors import WikiAssetsError
+from wiki_assets.errors import LedgerBroken, WikiAssetsError
 from wiki_assets.files import Manifest, write_json
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.chroma import open_collection, open_store
 from wiki_assets.settings import Settings
 from wiki_assets.stages.articles import LICENCE
-from wiki_assets.stages.index import HNSW, add_rows, check_rows, has_shard, shard_rows
+from wiki_assets.stages.index import HNSW, add_rows, check_rows, has_shard, rows_of_shard, shard_rows
 
 _BATCH_ROWS = 2_000
 
@@ -42,7 +42,7 @@ def index_shards(
             started, cpu = time.perf_counter(), time.process_time()
             try:
                 fresh = not has_shard(collection, shard.number)
-                added = indexed = 0
+                added = verified = 0
                 with (
                     book.store.file("articles", shard).open("rb") as articles,
                     book.store.file("passages", shard).open("rb") as passages,
@@ -51,14 +51,20 @@ def index_shards(
                     batches = list(shard_rows(articles, passages, embeddings, shard=shard, batch_size=batch_rows))
                 for rows in batches:
                     added += add_rows(collection, rows, fresh=fresh)
-                    indexed += len(rows.ids)
                 loaded = time.process_time() - cpu
                 for rows in batches:
                     check_rows(collection, rows)
+                    verified += len(rows.ids)
+                vectors = _vectors(book, recipe)
+                indexed = rows_of_shard(collection, shard.number)
+                if not vectors == verified == indexed:
+                    raise LedgerBroken(
+                        f"{shard}: {vectors} vectors, {indexed} rows in {collection.name}, {verified} read back"
+                    )
             except WikiAssetsError as error:
-                yield recipe, error
-                continue
-            vectors = indexed
+                book.give_up_build(snapshot, build, str(error))
+                yield recipe, WikiAssetsError(f"{error}. Build {build} is given up: run again, it makes another")
+                return
             stats = {
                 "seconds": round(time.perf_counter() - started, 3),
                 "cpu_seconds": round(time.process_time() - cpu, 3),
@@ -69,9 +75,15 @@ def index_shards(
                 "vectors": vectors,
                 "added": added,
                 "indexed": indexed,
-                "verified": sum(len(r.ids) for r in batches),
-                "sample": batches[0].documents[0] if batches else None,
+                "verified": verified,
+                "sample": {**batches[0].metadatas[0], "document": batches[0].documents[0]} if batches else None,
             }
             manifest = recipe.manifest({}, counts, stats)
             write_json(book.store.manifest_path("chroma_collection", shard, build), manifest)
             yield recipe, manifest
+
+
+def _vectors(book: Cookbook, recipe: Recipe) -> int:
+    """How many vectors the shard has, by their own manifest."""
+    manifest = book.store.manifest("embeddings", recipe.shard)
+    return int(manifest.counts["vectors"]) if manifest else 0

@@ -124,6 +124,16 @@ def _some_ids(book: Cookbook, snapshot: Snapshot) -> list[str]:
     return rng.sample(ids, min(_SAMPLE, len(ids)))
 
 
+def refuse(book: Cookbook, snapshot: Snapshot, gate: Gate) -> str:
+    """What to do about a gate that did not open. A collection that lost rows is given up, so that it is made again."""
+    build = book.current_build(snapshot)
+    whole, (answers, facts) = gate.results["every_shard_made"][0], gate.results["collection_answers"]
+    if build is not None and whole and not answers:
+        book.give_up_build(snapshot, build, str(facts))
+        return f"build {build} is given up; materialize chroma_collection again, it makes another"
+    return "materialize what is missing, then publish again"
+
+
 def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
     """Move the wiki's pointer to this snapshot's build; keep what it pointed to, for a rollback.
 

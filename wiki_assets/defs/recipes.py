@@ -161,12 +161,13 @@ class Cookbook:
         return [Shard(snapshot, number) for number in range(self.config.shards)]
 
     def current_build(self, snapshot: Snapshot) -> int | None:
-        """The build of the index to go on with: the newest, if it was begun with today's parameters."""
+        """The build of the index to go on with: the newest, if it was begun with today's parameters and holds."""
         builds = self.store.builds(snapshot)
         if not builds:
             return None
         begun = read_json(self.store.build(snapshot, builds[-1]) / "build.json")
-        return builds[-1] if begun and begun.get("params") == self._build_params() else None
+        usable = begun and begun.get("params") == self._build_params() and not begun.get("given_up")
+        return builds[-1] if usable else None
 
     def build_for(self, snapshot: Snapshot, todo: Sequence[Recipe]) -> int:
         """The build to add `todo` to; a new one if the current one holds other vectors of these shards.
@@ -186,6 +187,11 @@ class Cookbook:
                 {"wiki": snapshot.wiki, "snapshot": snapshot.date, "build": build, "params": self._build_params()},
             )
         return build
+
+    def give_up_build(self, snapshot: Snapshot, build: int, reason: str) -> None:
+        """Never add to this build again, nor publish it: its store holds something else than it should."""
+        path = self.store.build(snapshot, build) / "build.json"
+        write_json(path, {**(read_json(path) or {}), "given_up": reason})
 
     def _build_params(self) -> dict[str, Any]:
         return {

@@ -212,7 +212,7 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
         if stats.get("cpu_seconds"):
             facts["rows_per_cpu_second"] = round(rows / stats["cpu_seconds"], 1)
     if sample:
-        facts["sample"] = str(sample)
+        facts["sample_row"] = dg.MetadataValue.json(sample)
     if manifest.files:
         facts["path"] = dg.MetadataValue.path(next(iter(manifest.files)))
     return facts

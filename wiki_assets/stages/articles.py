@@ -195,7 +195,7 @@ def merge_shard(
         metadata: further schema metadata; the licence is always there.
 
     Returns:
-        The shard's ledger: pages in, superseded, out; characters of text; redirects attached; a sample title.
+        The shard's ledger: pages in, superseded, out; characters of text; redirects attached; a sample row.
 
     Raises:
         LedgerBroken: if pages in are not pages out plus superseded ones.
@@ -253,8 +253,16 @@ def merge_shard(
         "redirects": int(pc.sum(pc.list_value_length(table["redirects"])).as_py() or 0),
         "redirects_attached": attached,
         "no_timestamp": table["timestamp"].null_count,
-        "sample": titles[0] if titles else None,
+        "sample": _sample(table),
     }
+
+
+def _sample(table: pa.Table) -> dict[str, Any] | None:
+    """The first row, for a person to look at."""
+    if not len(table):
+        return None
+    row = table.slice(0, 1).to_pylist()[0]
+    return {name: row[name] for name in ("page_id", "title", "revision", "url")} | {"text": row["text"][:200]}
 
 
 def _read_batches(fragment: Fragment) -> pa.Table:

@@ -151,7 +151,7 @@ def embed_shard(
         "word_pieces": int(lengths.sum()),
         "padded_pieces": padded,
         "max_norm_error": float(np.abs(norms - 1).max()) if len(norms) else 0.0,
-        "sample": names[0] if names else None,
+        "sample": {"passage_id": names[0], "vector": [round(float(x), 5) for x in vectors[0][:6]]} if names else None,
     }
 
 

@@ -132,14 +132,18 @@ def check_rows(collection: "Collection", rows: Rows) -> None:
             or metadatas[order[i]] != rows.metadatas[i]
         ):
             raise DamagedArtifact(
-                f"collection {collection.name}: row {name} is not what was written (vector off by {apart[i]:.1e}); "
-                "make a new build: materialize chroma_collection for every shard"
+                f"collection {collection.name}: row {name} is not what was written (vector off by {apart[i]:.1e})"
             )
 
 
 def has_shard(collection: "Collection", number: int) -> bool:
     """Whether any row of a shard is in the collection."""
     return bool(collection.get(where={"shard": number}, limit=1, include=[])["ids"])
+
+
+def rows_of_shard(collection: "Collection", number: int) -> int:
+    """How many rows of a shard the collection holds."""
+    return len(collection.get(where={"shard": number}, include=[])["ids"])
 
 
 def self_recall(collection: "Collection", ids: Sequence[str]) -> float:

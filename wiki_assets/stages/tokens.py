@@ -126,7 +126,7 @@ def tokenize_shard(
         )
     )
     unknown = tokenizer.unknown
-    sample: str | None = None
+    sample: dict[str, Any] | None = None
     with (
         _parquet(tokens, TOKENS_SCHEMA, metadata) as token_file,
         _parquet(passages, PASSAGES_SCHEMA, metadata) as passage_file,
@@ -153,7 +153,7 @@ def tokenize_shard(
                 counts["split_texts"] += was_split
                 counts["text_chars"] += len(text)
                 counts["covered_chars"] += sum(p.end - p.start for p in found)
-                sample = sample or title
+                sample = sample or {"page_id": page_id, "title": title, "token_ids": ids[:12].tolist()}
             pieces = [p.input_ids for _, p in cut]
             counts["pages"] += len(page_ids)
             counts["tokens"] += sum(map(len, encoded))

@@ -71,7 +71,7 @@ def test_each_shard_is_reported_once_with_what_it_holds_and_what_it_was_made_fro
         "size_bytes",
         "seconds",
         "rows_per_cpu_second",
-        "sample",
+        "sample_row",
         "fingerprint",
     } <= set(facts)
     tags = event.tags or {}
@@ -170,6 +170,8 @@ def test_a_collection_that_lost_a_row_is_not_published(deploy: Deploy, ray_clust
     assert wiki.store.pointer("tinywiki") is None
     with pytest.raises(NotPublished, match="nothing is published"):
         ask("Which animals spit?", wiki.settings)
+    assert wiki.materialize().made == {"chroma_collection": 2, "published_index": 1}, "another build takes its place"
+    assert (wiki.store.pointer("tinywiki") or {})["build"] == 2
 
 
 def test_a_second_writer_is_refused(deploy: Deploy, ray_cluster: None) -> None:
