@@ -37,7 +37,9 @@ class Made:
 
     def table(self, artifact: str) -> pa.Table:
         """The rows of every shard, shard after shard."""
-        return pa.concat_tables([pq.read_table(self.path(artifact, shard)) for shard in range(self.shards)]).combine_chunks()
+        return pa.concat_tables(
+            [pq.read_table(self.path(artifact, shard)) for shard in range(self.shards)]
+        ).combine_chunks()
 
     def total(self, name: str) -> int:
         """A count of merged or tokenized shards, summed."""

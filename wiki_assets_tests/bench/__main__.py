@@ -22,17 +22,27 @@ SUBJECTS = ("articles", "embeddings", "index")
 
 def main(arguments: list[str]) -> None:
     """Measure, print the table, write the JSON file."""
-    parser = argparse.ArgumentParser(prog="python -m wiki_assets_tests.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m wiki_assets_tests.bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"any of {', '.join(SUBJECTS)}; default all")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dump", type=Path, action="append", default=[], help="a dump file, or a folder of one snapshot's; may be repeated")
+    parser.add_argument(
+        "--dump",
+        type=Path,
+        action="append",
+        default=[],
+        help="a dump file, or a folder of one snapshot's; may be repeated",
+    )
     parser.add_argument("--json", type=Path, help="write the table here too")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.subjects) - set(SUBJECTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(SUBJECTS)}")
     if chosen.repeats < 1:
         parser.error("--repeats: expected at least 1")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))  # for Ray's workers
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+    )  # for Ray's workers
     from wiki_assets_tests.bench.dumps import find_dumps
 
     dumps = find_dumps(chosen.dump)
@@ -57,9 +67,14 @@ def main(arguments: list[str]) -> None:
                 from wiki_assets_tests.bench.index import compare_index
 
                 rows += compare_index(dumps[0], chosen.repeats, target)
-    print(f"\n{table(rows)}\n\n{about}\n{time.monotonic() - started:.0f} s, {chosen.repeats} repeats; ratio: ours to the other side, 2.00 = twice the work per CPU-second")
+    print(f"\n{table(rows)}\n\n{about}")
+    print(
+        f"{time.monotonic() - started:.0f} s, {chosen.repeats} repeats; ratio: work per CPU-second, ours to the other side"
+    )
     if chosen.json:
-        chosen.json.write_text(json.dumps({"machine": about, "repeats": chosen.repeats, "rows": [row.as_dict() for row in rows]}, indent=1))
+        chosen.json.write_text(
+            json.dumps({"machine": about, "repeats": chosen.repeats, "rows": [row.as_dict() for row in rows]}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ class Bare:
                 cut = [
                     (d.page_id, p)
                     for d in batch
-                    for p in cut_page(d.page_id, d.title, d.text, d.language or "en", self._tokenizer, word_pieces=word_pieces)
+                    for p in cut_page(
+                        d.page_id, d.title, d.text, d.language or "en", self._tokenizer, word_pieces=word_pieces
+                    )
                 ]
                 pages.write_batch(_page_batch(batch, wiki))
                 ids = pa.array([d.page_id for d in batch])
@@ -98,7 +100,9 @@ def _ids(column: str) -> dict[str, Any]:
 
 
 def _page_batch(batch: Sequence[Any], wiki: str) -> pa.RecordBatch:
-    times = pc.strptime(pa.array([d.timestamp for d in batch], pa.string()), format="%Y-%m-%dT%H:%M:%SZ", unit="s", error_is_null=True)
+    times = pc.strptime(
+        pa.array([d.timestamp for d in batch], pa.string()), format="%Y-%m-%dT%H:%M:%SZ", unit="s", error_is_null=True
+    )
     return pa.record_batch(
         [
             pa.array([d.page_id for d in batch]),
@@ -108,7 +112,9 @@ def _page_batch(batch: Sequence[Any], wiki: str) -> pa.RecordBatch:
             pa.array([d.version or 0 for d in batch]),
             times.cast(pa.timestamp("s", "UTC")),
             pa.array([page_url(wiki, d.title) for d in batch]),
-            pa.array([sorted({r.title for r in d.redirect or () if r.namespace == 0}) for d in batch], pa.list_(pa.string())),
+            pa.array(
+                [sorted({r.title for r in d.redirect or () if r.namespace == 0}) for d in batch], pa.list_(pa.string())
+            ),
             pa.array([d.category or [] for d in batch], pa.list_(pa.string())),
             pa.array([d.incoming_links for d in batch], pa.int64()),
             pa.array([d.popularity_score for d in batch], pa.float64()),

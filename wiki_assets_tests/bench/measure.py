@@ -46,9 +46,23 @@ class Row:
     def cells(self) -> list[str]:
         """As the table shows it."""
         spread = (min(self.ratios), statistics.median(self.ratios), max(self.ratios)) if self.ratios else ()
-        shown = " / ".join(f"{value:.2f}" for value in spread) if len(set(spread)) > 1 else f"{spread[0]:.2f}" if spread else ""
+        shown = (
+            " / ".join(f"{value:.2f}" for value in spread)
+            if len(set(spread)) > 1
+            else f"{spread[0]:.2f}"
+            if spread
+            else ""
+        )
         goal = "" if self.goal is None else f"{'<=' if self.at_most else '>='} {self.goal:g}"
-        return [self.subject, self.ours, self.other, shown, goal, {None: "", True: "yes", False: "NO"}[self.met], self.note]
+        return [
+            self.subject,
+            self.ours,
+            self.other,
+            shown,
+            goal,
+            {None: "", True: "yes", False: "NO"}[self.met],
+            self.note,
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -60,7 +74,9 @@ def table(rows: Sequence[Row]) -> str:
     head = ["subject", "ours", "other side", "ratio min / median / max", "goal", "met", "note"]
     lines = [head, *(row.cells() for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def best_rate(amount: float, seconds: Sequence[float], unit: str) -> str:
@@ -86,6 +102,11 @@ class CpuMeter:
                 continue
         return spent
 
+    @property
+    def n_started(self) -> int:
+        """Processes that were not there at the beginning."""
+        return len(self._last.keys() - self._before.keys())
+
     def sample(self) -> float:
         """CPU-seconds since the beginning."""
         self._last |= self._read()
@@ -105,6 +126,7 @@ class Side:
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, args))
         self._process.start()
+        self.n_started = 0  # processes, during the last call
         theirs.close()
 
     def __enter__(self) -> Self:
@@ -137,6 +159,7 @@ class Side:
         spent = meter.sample()
         if not good:
             raise RuntimeError(result)
+        self.n_started = meter.n_started
         return result, spent
 
 
@@ -157,12 +180,25 @@ def _serve(pipe: Connection, make: Callable[..., Any], args: tuple[Any, ...]) ->
 
 def machine() -> str:
     """What this was measured on, in one line."""
-    model = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    packages = ("ray", "tiktoken", "tokenizers", "msgspec", "isal", "pyarrow", "torch", "sentence-transformers", "openvino", "chromadb")
+    model = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
+    packages = (
+        "ray",
+        "tiktoken",
+        "tokenizers",
+        "msgspec",
+        "isal",
+        "pyarrow",
+        "torch",
+        "sentence-transformers",
+        "openvino",
+        "chromadb",
+    )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return (
-        f"{model}, {os.cpu_count()} cores, load {load}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {_version(name)}" for name in packages)
+        f"{model}, {os.cpu_count()} cores, load {load}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, "
+        f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in packages)
     )
 
 

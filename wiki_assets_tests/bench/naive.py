@@ -38,7 +38,7 @@ class Naive:
         os.environ["TIKTOKEN_CACHE_DIR"] = ranks
         import ray
 
-        start_ray(_system_config={"idle_worker_killing_time_threshold_ms": 600_000})  # or starting anew would be counted
+        start_ray()
         self._ray = ray
         self._task = ray.remote(encode_article).options(num_cpus=_CPUS, max_retries=3)
 
@@ -73,8 +73,9 @@ class Naive:
         self._ray.shutdown()
 
 
-def start_ray(**options: Any) -> None:
-    """A Ray of our own on two CPUs, for this process."""
+def start_ray() -> None:
+    """A Ray of our own on two CPUs, for this process. Idle workers stay: a run of hours starts each of them once,
+    and so a run of seconds must not start them again."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     import ray
 
@@ -85,5 +86,5 @@ def start_ray(**options: Any) -> None:
         log_to_driver=False,
         logging_level="warning",
         object_store_memory=200 << 20,
-        **options,
+        _system_config={"idle_worker_killing_time_threshold_ms": 3_600_000},
     )

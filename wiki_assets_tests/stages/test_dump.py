@@ -17,7 +17,9 @@ def action(page_id: int | str, kind: str | None = None) -> bytes:
 
 def document(page_id: int | None, **fields: object) -> bytes:
     given_id = {} if page_id is None else {"page_id": page_id}
-    whole = given_id | {"title": f"Page {page_id}", "namespace": 0, "text": f"Text of {page_id}.", "version": 7} | fields
+    whole = (
+        given_id | {"title": f"Page {page_id}", "namespace": 0, "text": f"Text of {page_id}.", "version": 7} | fields
+    )
     return json.dumps(whole).encode()
 
 
@@ -81,7 +83,11 @@ CLASSES: dict[str, tuple[bytes, dict[str, int], bool]] = {
     "a revision that no column can hold": (pair(50, version=2**70), {"bad_type": 1}, False),
     "NaN as text": (ACTION + raw(50, "text", b"NaN") + b"\n", {"bad_type": 1}, False),
     "NaN as popularity": (ACTION + raw(50, "popularity_score", b"NaN") + b"\n", {}, True),
-    "a page id of another type": (ACTION + document(50).replace(b'"page_id": 50', b'"page_id": "fifty"') + b"\n", {"bad_type": 1}, False),
+    "a page id of another type": (
+        ACTION + document(50).replace(b'"page_id": 50', b'"page_id": "fifty"') + b"\n",
+        {"bad_type": 1},
+        False,
+    ),
     "a number as text": (pair(50, text=17), {"bad_type": 1}, False),
     "a list as title": (pair(50, title=["Page"]), {"bad_type": 1}, False),
     "no title": (pair(50, title=None), {"bad_type": 1}, False),
@@ -91,7 +97,11 @@ CLASSES: dict[str, tuple[bytes, dict[str, int], bool]] = {
     "links of another type": (pair(50, incoming_links="many"), {}, True),
     "a list for a document": (ACTION + b"[1, 2]\n", {"not_a_page": 1}, False),
     "a string for a document": (ACTION + b'"page"\n', {"not_a_page": 1}, False),
-    "a search request": (action("AVQXnGH_62ew") + b'\n{"query":{"match":{"all":"x"}},"size":20}\n', {"not_a_page": 1}, False),
+    "a search request": (
+        action("AVQXnGH_62ew") + b'\n{"query":{"match":{"all":"x"}},"size":20}\n',
+        {"not_a_page": 1},
+        False,
+    ),
     "page id 0": (action(0) + b"\n" + document(0) + b"\n", {"not_a_page": 1}, False),
     "a negative page id": (action(-5) + b"\n" + document(-5) + b"\n", {"not_a_page": 1}, False),
     "a page id beyond 63 bits": (action(2**63) + b"\n" + document(2**63) + b"\n", {"not_a_page": 1}, False),
@@ -178,14 +188,18 @@ def test_every_form_of_action_line_gives_its_page_id(written, kind):
         assert not reader.quarantined
 
 
-@pytest.mark.parametrize("written", ["", "fifty", " 50", "-50", "5e1", "50.0", "٥٠", "²", "9" * 19, "9" * 20, "9" * 5_000, None])
+@pytest.mark.parametrize(
+    "written", ["", "fifty", " 50", "-50", "5e1", "50.0", "٥٠", "²", "9" * 19, "9" * 20, "9" * 5_000, None]
+)
 def test_an_action_line_with_no_page_id_gives_none(written):
     documents, reader = read(action(written) + b"\n" + document(None) + b"\n" + GOOD[0])
     assert ids(documents) == GOOD_IDS[:5]
     assert reader.quarantined == {"not_a_page": 1}
 
 
-@pytest.mark.parametrize("target", [{"title": "Llama", "namespace": 0}, {"title": "Llama"}, {}, None, "Llama", {"title": 5}, {"title": None}])
+@pytest.mark.parametrize(
+    "target", [{"title": "Llama", "namespace": 0}, {"title": "Llama"}, {}, None, "Llama", {"title": 5}, {"title": None}]
+)
 def test_a_redirect_is_one_wherever_it_points(target):
     [found], _ = read(pair(50, page_type="redirect", redirect_target=target))
     assert found.is_redirect
@@ -221,7 +235,9 @@ junk_lines = (
     st.binary(max_size=40)
     | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))
     | st.sampled_from(BAD.split(b"\n"))
-    | st.recursive(st.none() | st.integers() | st.text(), lambda v: st.dictionaries(st.text(), v)).map(lambda v: json.dumps(v).encode())
+    | st.recursive(st.none() | st.integers() | st.text(), lambda v: st.dictionaries(st.text(), v)).map(
+        lambda v: json.dumps(v).encode()
+    )
 )
 
 
@@ -234,10 +250,14 @@ def test_chunk_boundaries_never_matter(sizes):
     assert again == reader
 
 
-@given(junk=st.lists(st.lists(junk_lines.map(lambda line: line.replace(b"\n", b"")), max_size=3), min_size=11, max_size=11))
+@given(
+    junk=st.lists(st.lists(junk_lines.map(lambda line: line.replace(b"\n", b"")), max_size=3), min_size=11, max_size=11)
+)
 def test_junk_between_pages_loses_none_of_them(junk):
     pairs = [pair(page_id) for page_id in range(1001, 1011)]
-    woven = b"".join(b"".join(line + b"\n" for line in lines) + good for lines, good in zip(junk, [*pairs, b""], strict=True))
+    woven = b"".join(
+        b"".join(line + b"\n" for line in lines) + good for lines, good in zip(junk, [*pairs, b""], strict=True)
+    )
     documents, reader = read(woven)
     assert [page_id for page_id in ids(documents) if page_id in range(1001, 1011)] == list(range(1001, 1011))
     assert reader.n_documents == len(documents)
@@ -247,7 +267,11 @@ def test_junk_between_pages_loses_none_of_them(junk):
     assert n_lines - n_actions <= len(documents) + len(reader.bad_lines) <= n_lines
 
 
-@given(junk=st.lists(st.tuples(st.integers(0, 20), st.text(min_size=1).filter(lambda text: "\n" not in text and "\r" not in text))))
+@given(
+    junk=st.lists(
+        st.tuples(st.integers(0, 20), st.text(min_size=1).filter(lambda text: "\n" not in text and "\r" not in text))
+    )
+)
 def test_each_junk_line_is_counted_once_even_between_an_action_and_its_document(junk):
     lines = b"".join(map(pair, range(1001, 1011))).split(b"\n")
     for place, text in sorted(junk, reverse=True):
