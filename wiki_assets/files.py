@@ -214,7 +214,7 @@ def read_manifest(path: UPath | Path) -> Manifest | None:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

@@ -15,8 +15,8 @@ from wiki_assets.errors import BadRequest
 
 MAX_SHARDS = 4096
 _WIKI = re.compile(r"[a-z][a-z0-9_]{1,39}")
-_SHARD = re.compile(r"\d{5}")
-_DATE = re.compile(r"\d{8}")
+_SHARD = re.compile(r"[0-9]{5}")
+_DATE = re.compile(r"[0-9]{8}")
 
 
 def check_wiki(name: str) -> str:

@@ -22,7 +22,7 @@ from wiki_assets.errors import BadRequest, NotPublished
 from wiki_assets.files import Manifest, read_json, read_manifest, root_path, sizes_agree, write_json
 from wiki_assets.keys import Shard, Snapshot, check_shard_count, check_wiki
 
-_BUILD = re.compile(r"(\d{8})-(\d+)")
+_BUILD = re.compile(r"([0-9]{8})-([0-9]+)")
 
 
 @dataclass(frozen=True)

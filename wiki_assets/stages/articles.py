@@ -9,6 +9,7 @@ by page id. Both are deterministic: the same dump gives the same bytes, whicheve
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 # pyarrow makes its compute functions when it is imported, and types no keyword of its writers
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,8 @@ LICENCE = (
     "authors: see each page's history"
 )
 ROW_GROUP_PAGES = 2_000
-_BUFFER_BYTES = 32 << 20  # of text, before a flush: the split's memory
+_BUFFER_BYTES = 32 << 20  # of pages, before a flush: the split's memory
+_ROW_BYTES = 2_000  # of a page beside its text, roughly
 
 FRAGMENT_SCHEMA = pa.schema(
     [
@@ -62,7 +64,7 @@ ARTICLES_SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         ("opening_text", pa.string()),  # null where the page has no heading
         pa.field("revision", pa.int64(), nullable=False),
-        ("timestamp", pa.timestamp("s", "UTC")),  # of the last edit
+        ("timestamp", pa.timestamp("ms", "UTC")),  # of the last edit
         pa.field("url", pa.string(), nullable=False),
         pa.field("redirects", pa.list_(pa.string()), nullable=False),  # other titles, sorted
         pa.field("categories", pa.list_(pa.string()), nullable=False),
@@ -143,7 +145,7 @@ def split_documents(
                 rows.append(_row(document))
                 counts.pages += 1
                 counts.text_chars += len(document.text)
-                buffered += len(document.text) * 2
+                buffered += len(document.text) * 2 + _ROW_BYTES
                 if buffered >= _BUFFER_BYTES:
                     flush()
         if rows:
@@ -202,12 +204,9 @@ def merge_shard(
     """
     pages = pa.concat_tables([_read_batches(f) for f in fragments] or [FRAGMENT_SCHEMA.empty_table()]).combine_chunks()
     n_in = len(pages)
-    # the text's length decides between two documents of one revision, so that the files' order does not
-    pages = pages.append_column("length", pc.binary_length(pages["text"]))
-    order = pc.sort_indices(
-        pages, [("page_id", "ascending"), ("revision", "descending"), ("length", "descending"), ("text", "ascending")]
-    )
-    pages = pages.take(order)
+    pages = pages.append_column("tie", _ties(pages))
+    keys = [("page_id", "ascending"), ("revision", "descending"), ("tie", "ascending")]
+    pages = pages.take(pc.sort_indices(pages, keys))
     ids = pages["page_id"].to_numpy()
     newest = np.ones(n_in, dtype=bool)
     newest[1:] = ids[1:] != ids[:-1]
@@ -257,6 +256,18 @@ def merge_shard(
     }
 
 
+def _ties(pages: pa.Table) -> pa.Array:
+    """What decides between two documents of one page in one revision, so that the files' order does not: all else."""
+    ids, revisions = pages["page_id"].to_numpy(), pages["revision"].to_numpy()
+    _, group, sizes = np.unique(np.stack([ids, revisions]), axis=1, return_inverse=True, return_counts=True)
+    ties = [""] * len(ids)
+    for row in np.flatnonzero(sizes[group.reshape(-1)] > 1).tolist():
+        document = pages.slice(row, 1).to_pylist()[0]
+        shorter = 10**12 - len(document["text"])  # the longer text first
+        ties[row] = f"{shorter:013d} {json.dumps(document, sort_keys=True)}"
+    return pa.array(ties, pa.string())
+
+
 def _sample(table: pa.Table) -> dict[str, Any] | None:
     """The first row, for a person to look at."""
     if not len(table):
@@ -294,8 +305,11 @@ def _all_redirects(pages: pa.Table, files: Sequence[UPath | Path]) -> tuple[pa.A
 
 
 def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    """ISO 8601 with a Z; null where it is anything else."""
-    return pc.strptime(column, format="%Y-%m-%dT%H:%M:%SZ", unit="s", error_is_null=True).cast(pa.timestamp("s", "UTC"))
+    """ISO 8601 with a Z; null where it is anything else, or no day of the calendar."""
+    form = "%Y-%m-%dT%H:%M:%SZ"
+    found = pc.strptime(column, format=form, unit="s", error_is_null=True)
+    real = pc.equal(pc.strftime(found, format=form), column)
+    return pc.if_else(real, found, None).cast(pa.timestamp("ms", "UTC"))
 
 
 _PROJECTS = {  # how a wiki's database name ends -> where it lives; `wiki` last, as the others end in it too

@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -28,6 +28,9 @@ Quarantined = Literal[
     "not_a_page",  # neither title nor namespace, or an id that is no page id: not from the content index
     "too_long",  # over MAX_LINE_BYTES
 ]
+
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Redirect(msgspec.Struct):
@@ -56,14 +59,14 @@ class Document(msgspec.Struct, gc=False):
     namespace: int | None = None
     text: str | None = None
     opening_text: str | None = None
-    version: int | None = None
+    version: Int64 | None = None
     timestamp: str | None = None
     language: str | None = None
     page_type: str | None = None
     redirect_target: RedirectTarget | None = None
     redirect: list[Redirect] | None = None
     category: list[str] | None = None
-    incoming_links: int | None = None
+    incoming_links: Int64 | None = None
     popularity_score: float | None = None
     wikibase_item: str | None = None
 
@@ -191,7 +194,7 @@ class DumpReader:
                     yield number, None
                 elif line := line.rstrip(b"\r"):
                     yield number, line if len(line) <= MAX_LINE_BYTES else None
-        if overlong:
+        if overlong or len(rest) > MAX_LINE_BYTES:
             yield number + 1, None
         elif rest := rest.rstrip(b"\r"):
             yield number + 1, rest

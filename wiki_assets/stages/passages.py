@@ -92,7 +92,7 @@ def cut_page(
         _add_units(units, text, start, end, room, max_chars, tokenizer)
     passages: list[Passage] = []
     seen: Counter[str] = Counter()
-    limit = tokenizer.max_pieces
+    limit = min(word_pieces, tokenizer.max_pieces)
     for start, end in _pack(units, text, room, max_chars):
         for a, b, ids in _fitting(text, start, end, prefix, tokenizer, limit):
             text_hash = hashlib.blake2b((prefix + text[a:b].strip()).encode(), digest_size=16).hexdigest()
@@ -168,7 +168,7 @@ def _fitting(
 ) -> list[tuple[int, int, list[int]]]:
     """The span with what the model reads of it; in two, where joining its sentences made it outgrow the model."""
     ids = tokenizer.wrapped(tokenizer.ids(prefix + text[start:end].strip()))
-    if len(ids) <= limit:
+    if len(ids) <= limit or end - start == 1:
         return [(start, end, ids)]
     middle = _middle(text, start, end)
     return _fitting(text, start, middle, prefix, tokenizer, limit) + _fitting(

@@ -68,9 +68,8 @@ def main(arguments: list[str]) -> None:
 
                 rows += compare_index(dumps[0], chosen.repeats, target)
     print(f"\n{table(rows)}\n\n{about}")
-    print(
-        f"{time.monotonic() - started:.0f} s, {chosen.repeats} repeats; ratio: work per CPU-second, ours to the other side"
-    )
+    took = f"{time.monotonic() - started:.0f} s, {chosen.repeats} repeats"
+    print(f"{took}; ratio: work per CPU-second, ours to the other side")
     if chosen.json:
         chosen.json.write_text(
             json.dumps({"machine": about, "repeats": chosen.repeats, "rows": [row.as_dict() for row in rows]}, indent=1)

@@ -106,10 +106,10 @@ def _write_vectors(book: Cookbook, shard: Shard) -> int:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("vector").type)
     with whole_file(book.store.file("embeddings", shard)) as out:
         pq.write_table(pa.Table.from_arrays([names, column], schema=schema), out, use_dictionary=False)
-    target = book.store.file("embeddings", shard)
+    target, counts = book.store.file("embeddings", shard), dict.fromkeys(("passages", "vectors"), len(names))
     write_json(
         book.store.manifest_path("embeddings", shard),
-        recipe.manifest({"/".join(target.parts[-3:]): out.record}, {}, {}),
+        recipe.manifest({"/".join(target.parts[-3:]): out.record}, counts, {}),
     )
     return len(names)
 
