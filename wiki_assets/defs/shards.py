@@ -5,6 +5,7 @@ the end of the step: kill the run half-way, and exactly the finished shards are 
 order through a window, so that what a killed run leaves is one range, which the next run takes as one.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -163,6 +164,7 @@ def fan_out(
 
 def _in_worker(task: Callable[..., Any], threads: int, arguments: tuple[Any, ...]) -> Any:
     pin_threads(threads)
+    gc.freeze()  # the collector need not walk the tables that earlier tasks left; a tenth of the tokens stage
     return task(*arguments)
 
 

@@ -35,6 +35,9 @@ class Passage:
     input_ids: list[int]
 
 
+Unit = tuple[int, int, list[int]]  # start, end, word pieces: what is never cut again
+
+
 @lru_cache(maxsize=1)
 def _segmenter() -> Callable[[str, str], list[dict[str, Any]]]:
     import sentencex
@@ -87,14 +90,15 @@ def cut_page(
     prefix = _prefix(title, prompt, tokenizer, room)
     room = max(1, room - len(tokenizer.ids(prefix)))
     max_chars = room * _CHARS_PER_PIECE
-    units: list[tuple[int, int, int]] = []  # start, end, word pieces
+    units: list[Unit] = []
     for start, end in sentence_spans(text, language):
         _add_units(units, text, start, end, room, max_chars, tokenizer)
     passages: list[Passage] = []
     seen: Counter[str] = Counter()
     limit = min(word_pieces, tokenizer.max_pieces)
-    for start, end in _pack(units, text, room, max_chars):
-        for a, b, ids in _fitting(text, start, end, prefix, tokenizer, limit):
+    reader = _Reader(text, prefix, tokenizer, limit)
+    for packed in _pack(units, text, room, max_chars):
+        for a, b, ids in reader.read(packed):
             text_hash = hashlib.blake2b((prefix + text[a:b].strip()).encode(), digest_size=16).hexdigest()
             seen[text_hash] += 1
             again = f"-{seen[text_hash]}" if seen[text_hash] > 1 else ""
@@ -112,26 +116,17 @@ def _prefix(title: str, prompt: str, tokenizer: WordPieceTokenizer, room: int) -
 
 
 def _add_units(
-    units: list[tuple[int, int, int]],
-    text: str,
-    start: int,
-    end: int,
-    room: int,
-    max_chars: int,
-    tokenizer: WordPieceTokenizer,
+    units: list[Unit], text: str, start: int, end: int, room: int, max_chars: int, tokenizer: WordPieceTokenizer
 ) -> None:
     """Append the span as one unit, or cut it until every part fits."""
-    if end - start > max_chars:
-        cut = start + max_chars
-        space = text.rfind(" ", start + max_chars // 2, cut)
-        while end - start > max_chars:
-            cut = space + 1 if space >= 0 else start + max_chars
-            _add_units(units, text, start, cut, room, max_chars, tokenizer)
-            start = cut
-            space = text.rfind(" ", start + max_chars // 2, start + max_chars)
-    n = len(tokenizer.ids(text[start:end]))
-    if n <= room or end - start == 1:
-        units.append((start, end, n))
+    while end - start > max_chars:
+        space = text.rfind(" ", start + max_chars // 2, start + max_chars)
+        cut = space + 1 if space >= 0 else start + max_chars
+        _add_units(units, text, start, cut, room, max_chars, tokenizer)
+        start = cut
+    ids = tokenizer.ids(text[start:end])
+    if len(ids) <= room or end - start == 1:
+        units.append((start, end, ids))
         return
     middle = _middle(text, start, end)
     _add_units(units, text, start, middle, room, max_chars, tokenizer)
@@ -146,34 +141,55 @@ def _middle(text: str, start: int, end: int) -> int:
     return min(around, key=lambda at: abs(at - middle)) if around else middle
 
 
-def _pack(units: Sequence[tuple[int, int, int]], text: str, room: int, max_chars: int) -> list[tuple[int, int]]:
-    """Join neighbouring units into spans of about equal size, none over the room."""
-    total = sum(n for _, _, n in units)
+def _pack(units: Sequence[Unit], text: str, room: int, max_chars: int) -> list[list[Unit]]:
+    """Put neighbouring units together into passages of about equal size, none over the room."""
+    total = sum(len(ids) for _, _, ids in units)
     aim = total / -(-total // room) if total else room
-    spans: list[tuple[int, int]] = []
-    start, size = 0, 0
-    for begin, end, n in units:
-        full = size + n > room or end - start > max_chars or size >= aim
-        if full and begin > start and not text[begin:end].isspace() and not text[start:begin].isspace():
-            spans.append((start, begin))
-            start, size = begin, 0
-        size += n
-    if units:
-        spans.append((start, units[-1][1]))
-    return spans
+    packed: list[list[Unit]] = []
+    current: list[Unit] = []
+    size = 0
+    for unit in units:
+        begin, end, ids = unit
+        start = current[0][0] if current else begin
+        full = size + len(ids) > room or end - start > max_chars or size >= aim
+        if full and current and not text[begin:end].isspace() and not text[start:begin].isspace():
+            packed.append(current)
+            current, size = [], 0
+        current.append(unit)
+        size += len(ids)
+    return [*packed, current] if current else packed
 
 
-def _fitting(
-    text: str, start: int, end: int, prefix: str, tokenizer: WordPieceTokenizer, limit: int
-) -> list[tuple[int, int, list[int]]]:
-    """The span with what the model reads of it; in two, where joining its sentences made it outgrow the model."""
-    ids = tokenizer.wrapped(tokenizer.ids(prefix + text[start:end].strip()))
-    if len(ids) <= limit or end - start == 1:
-        return [(start, end, ids)]
-    middle = _middle(text, start, end)
-    return _fitting(text, start, middle, prefix, tokenizer, limit) + _fitting(
-        text, middle, end, prefix, tokenizer, limit
-    )
+class _Reader:
+    """What the model reads of a passage: the title and the passage's text, as one string."""
+
+    def __init__(self, text: str, prefix: str, tokenizer: WordPieceTokenizer, limit: int) -> None:
+        self._text, self._prefix, self._tokenizer, self._limit = text, prefix, tokenizer, limit
+        self._prefix_ids = tokenizer.ids(prefix)
+
+    def read(self, units: Sequence[Unit]) -> list[tuple[int, int, list[int]]]:
+        """Span and word pieces of some units as one passage; as several, where joining them outgrew the model."""
+        start, end = units[0][0], units[-1][1]
+        if not self._joined_by_spaces(units):
+            return self._span(start, end)
+        ids = self._prefix_ids + [piece for _, _, pieces in units for piece in pieces]
+        return self._span(start, end, self._tokenizer.wrapped(ids))
+
+    def _joined_by_spaces(self, units: Sequence[Unit]) -> bool:
+        """Whether the pieces of the units, one after the other, are the pieces of the whole: a word ends at each joint."""
+        joints = [
+            self._prefix[-1:] == " " or not self._prefix,
+            *(self._text[start - 1] == " " for start, _, _ in units[1:]),
+        ]
+        return self._tokenizer.ends_words_at_spaces and all(joints)
+
+    def _span(self, start: int, end: int, ids: list[int] | None = None) -> list[tuple[int, int, list[int]]]:
+        if ids is None:
+            ids = self._tokenizer.wrapped(self._tokenizer.ids(self._prefix + self._text[start:end].strip()))
+        if len(ids) <= self._limit or end - start == 1:
+            return [(start, end, ids)]
+        middle = _middle(self._text, start, end)
+        return self._span(start, middle) + self._span(middle, end)
 
 
 def _check_cover(page_id: int, text: str, passages: Sequence[Passage], limit: int) -> None:

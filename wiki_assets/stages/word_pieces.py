@@ -36,7 +36,7 @@ class WordPieceTokenizer:
         kinds = [(spec.get(part) or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
         added = [token["content"] for token in spec.get("added_tokens", ())]
         # an added token with a space in it would be looked for across words
-        self._word_by_word = kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
+        self.ends_words_at_spaces = kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not any(
             " " in t for t in added
         )
 
@@ -70,7 +70,7 @@ class WordPieceTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Word pieces of a text, without special ones: equal to `encode(text, add_special_tokens=False).ids`."""
-        if not self._word_by_word:
+        if not self.ends_words_at_spaces:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         found: list[int] = []
         words = self._words

@@ -17,7 +17,7 @@ from wiki_assets_tests.bench.dumps import Dump, fill_store, thinned, tiny_dump
 from wiki_assets_tests.bench.measure import Row, Side, best_rate
 from wiki_assets_tests.bench.naive import Naive, start_ray
 
-N_NAIVE = 600  # documents, evenly spaced: a few hundred show the rate per article
+N_NAIVE = 1500  # documents, evenly spaced: a few hundred show the rate per article
 _WORD_PIECES = 128
 RAY_CPUS = 2
 TWO, ONE = "2 shards at once", "1 at a time"
