@@ -176,12 +176,9 @@ class _Reader:
         return self._span(start, end, self._tokenizer.wrapped(ids))
 
     def _joined_by_spaces(self, units: Sequence[Unit]) -> bool:
-        """Whether the pieces of the units, one after the other, are the pieces of the whole: a word ends at each joint."""
-        joints = [
-            self._prefix[-1:] == " " or not self._prefix,
-            *(self._text[start - 1] == " " for start, _, _ in units[1:]),
-        ]
-        return self._tokenizer.ends_words_at_spaces and all(joints)
+        """Whether the units' pieces, one after the other, are those of the whole: a word ends at each joint."""
+        joints = (self._text[start - 1] == " " for start, _, _ in units[1:])
+        return self._tokenizer.ends_words_at_spaces and self._prefix[-1:] in ("", " ") and all(joints)
 
     def _span(self, start: int, end: int, ids: list[int] | None = None) -> list[tuple[int, int, list[int]]]:
         if ids is None:

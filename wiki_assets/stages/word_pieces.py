@@ -9,6 +9,7 @@ byte-level BPE) go to the library as they are.
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,22 +73,27 @@ class WordPieceTokenizer:
         """Word pieces of a text, without special ones: equal to `encode(text, add_special_tokens=False).ids`."""
         if not self.ends_words_at_spaces:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        found: list[int] = []
-        words = self._words
-        for word in text.split(" "):
-            pieces = words.get(word)
-            if pieces is None:
-                if len(word) > 1 and word[-1] in _CLOSING:
-                    # punctuation is always a word of its own: look up what stands before it
-                    pieces = self.ids(word[:-1]) + self.ids(word[-1])
-                else:
-                    pieces = self._tokenizer.encode(word, add_special_tokens=False).ids
-                if len(word) <= _MAX_WORD_CHARS:
-                    if len(words) >= _MAX_WORDS:
-                        words.clear()
-                    words[word] = pieces
-            found += pieces
-        return found
+        words = text.split(" ")
+        try:
+            return list(chain.from_iterable(map(self._words.__getitem__, words)))
+        except KeyError:
+            return [piece for word in words for piece in self._word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        """Pieces of what stands between two spaces; from the table, or into it."""
+        pieces = self._words.get(word)
+        if pieces is None:
+            if len(word) > 1 and word[-1] in _CLOSING:
+                # punctuation is always a word of its own: look up what stands before it
+                pieces = self._word(word[:-1]) + self._word(word[-1])
+            else:
+                pieces = self._tokenizer.encode(word, add_special_tokens=False).ids
+            if len(word) <= _MAX_WORD_CHARS:
+                if len(self._words) >= _MAX_WORDS:
+                    self._words.clear()
+                    self._words[""] = []
+                self._words[word] = pieces
+        return pieces
 
     def wrapped(self, ids: Sequence[int]) -> list[int]:
         """Add the special ids around a text's own: what the model reads."""
