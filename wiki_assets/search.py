@@ -61,5 +61,5 @@ def ask(question: str, settings: Settings, *, wiki: str | None = None, k: int = 
         )
     vector = Questioner(model, settings).vector(question)
     folder = store.build(Snapshot(pointer["wiki"], pointer["snapshot"]), pointer["build"]) / "chroma"
-    with open_store(folder, settings.chroma) as client:
+    with open_store(folder, settings.chroma or pointer["server"]) as client:
         return nearest_passages(published_collection(client, pointer["collection"]), vector, k)

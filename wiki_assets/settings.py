@@ -20,11 +20,15 @@ def _setting(name: str, default: Any, doc: str) -> Any:
 class Settings:
     """Every `WIKI_ASSETS_*` variable. README's table is made from this class."""
 
-    root: str = _setting("ROOT", "data", "where everything is kept: a folder, or a URL such as s3://bucket/prefix")
+    root: str = _setting(
+        "ROOT", "data", "where everything is kept: a folder; a URL such as s3://bucket/prefix is not yet tested"
+    )
     mirror: str = _setting("MIRROR", WIKIMEDIA, "root of the dump server; plain http only for loopback")
     contact: str = _setting("CONTACT", "", "your e-mail address or page, sent to the dump server in the User-Agent")
     wikis: str = _setting("WIKIS", "", "TOML file of the wikis this deployment keeps; empty = the one shipped")
-    shards: int = _setting("SHARDS", 0, "shards of a wiki that no file mentions; 0 = from the size of its dump")
+    shards: int = _setting(
+        "SHARDS", 0, "shards of a wiki that has no data yet; 0 = its line in the wikis file, else from its dump's size"
+    )
     model: str = _setting(
         "MODEL", "all-MiniLM-L6-v2", "sentence-transformers model: a folder, or a hub id with @revision"
     )

@@ -79,7 +79,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
 
     def book(store: Store, settings: Settings) -> Cookbook:
         require_shard_count(config, settings, store)
-        return Cookbook(config, store)
+        return Cookbook(config, store, settings.chroma)
 
     def works(recipes: Sequence[Recipe], store: Store, settings: Settings) -> list[work.Work]:
         return [work.Work(recipe, config, store, settings) for recipe in recipes]

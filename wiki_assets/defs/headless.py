@@ -61,7 +61,7 @@ def materialize_snapshot(
     from wiki_assets.resources.compute import joined_ray, ray_session
 
     store = Store(settings.root)
-    book = Cookbook(config, store)
+    book = Cookbook(config, store, settings.chroma)
     fail_orphans(instance)
     instance.add_dynamic_partitions(dates_name(snapshot.wiki), [snapshot.date])
     job = build(settings, wikis=[config], ray=joined_ray()).resolve_implicit_global_asset_job_def()

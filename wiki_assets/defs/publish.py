@@ -154,6 +154,7 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
         "snapshot": snapshot.date,
         "build": build,
         "collection": collection_name(snapshot, build),
+        "server": book.chroma,
         "model": {"name": model.name, "sha256": model.sha256, "dim": model.dim},
         "pages": gate.results["stages_agree"][1]["pages"],
         "passages": gate.results["stages_agree"][1]["indexed"],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from upath import UPath
 
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.files import FileRecord, Manifest, fingerprint, read_json, write_json
@@ -114,10 +115,11 @@ class Blocked(Exception):
 
 @dataclass(frozen=True)
 class Cookbook:
-    """The recipes of one wiki."""
+    """The recipes of one wiki. `chroma` is the server that holds its collections; empty for embedded stores."""
 
     config: WikiConfig
     store: Store
+    chroma: str = ""
 
     def recipe(self, artifact: str, shard: Shard, raw: Manifest | None = None) -> Recipe:
         """What an artifact of a shard would be made from now.
@@ -166,8 +168,13 @@ class Cookbook:
         if not builds:
             return None
         begun = read_json(self.store.build(snapshot, builds[-1]) / "build.json")
-        usable = begun and begun.get("params") == self._build_params() and not begun.get("given_up")
-        return builds[-1] if usable else None
+        if not begun or begun.get("params") != self._build_params() or begun.get("given_up"):
+            return None
+        return None if self._lost(self.store.build(snapshot, builds[-1])) else builds[-1]
+
+    def _lost(self, build: UPath) -> bool:
+        """Whether an embedded store that had rows is gone."""
+        return not self.chroma and (build / "shards").is_dir() and not (build / "chroma" / "chroma.sqlite3").exists()
 
     def build_for(self, snapshot: Snapshot, todo: Sequence[Recipe]) -> int:
         """The build to add `todo` to; a new one if the current one holds other vectors of these shards.
@@ -197,6 +204,7 @@ class Cookbook:
         return {
             "code_version": code_version("chroma_collection", self.config),
             "shards": self.config.shards,
+            "server": self.chroma,
             **params("chroma_collection", self.config),
         }
 

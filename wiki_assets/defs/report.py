@@ -16,7 +16,7 @@ _COUNTED = {"articles": "pages", "tokens": "tokens", "embeddings": "vectors", "c
 def snapshot_rows(snapshot: Snapshot, settings: Settings, store: Store) -> list[dict[str, Any]]:
     """One row an asset: how many shards are done, which are not, and what they hold."""
     config = wiki_config(snapshot.wiki, settings, store)
-    book = Cookbook(config, store)
+    book = Cookbook(config, store, settings.chroma)
     raw = store.raw_manifest(snapshot)
     size = raw.counts["size_bytes"] if raw else 0
     rows = [

@@ -8,7 +8,7 @@ order through a window, so that what a killed run leaves is one range, which the
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -127,12 +127,11 @@ def fan_out(
 
     threads = max(1, int(num_cpus))
     remote = ray.remote(_in_worker).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2, name=task.__name__)
-    slots = int(ray.cluster_resources().get("CPU", 1) // max(num_cpus, 1e-9)) or 1
-    window = slots + max(1, slots // 4)  # enough to keep every slot busy while the driver reports
     waiting = iter(payloads)
     spoke = time.monotonic()
     running: dict[Any, tuple[Any, float]] = {}
     while True:
+        window = _window(ray.cluster_resources(), {"CPU": num_cpus, "GPU": num_gpus})
         while len(running) < window and (item := next(waiting, None)) is not None:
             name, arguments = item
             running[remote.remote(task, threads, tuple(arguments))] = (name, time.monotonic() + deadline_s)
@@ -160,6 +159,12 @@ def fan_out(
                         f"no result in {deadline_s:,.0f} s: cancelled; look at the worker's memory, then run again"
                     ),
                 )
+
+
+def _window(cluster: Mapping[str, float], task: Mapping[str, float]) -> int:
+    """How many tasks to have under way: what the cluster runs at once, and a few more, so that no slot waits for us."""
+    slots = min((int(cluster.get(name, 0) // need) for name, need in task.items() if need), default=1)
+    return max(1, slots) + max(1, slots // 4)
 
 
 def _in_worker(task: Callable[..., Any], threads: int, arguments: tuple[Any, ...]) -> Any:

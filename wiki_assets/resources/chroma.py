@@ -124,5 +124,6 @@ def published_collection(client: "ClientAPI", name: str) -> "Collection":
         return client.get_collection(name, embedding_function=None)
     except Exception as error:  # NotFoundError, ValueError or InvalidCollectionException, by version
         raise NotPublished(
-            f"collection {name} is published, but its store does not have it: rebuild the index"
+            f"collection {name} is published, but its store does not have it: "
+            "run wiki-assets materialize, it is made again"
         ) from error

