@@ -16,6 +16,11 @@ settings.register_profile("wiki_assets", deadline=None)
 settings.load_profile("wiki_assets")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: those that start Ray come last."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_environment():
     """Settings of the person who runs the tests are not the tests' settings."""

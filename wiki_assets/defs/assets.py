@@ -17,7 +17,7 @@ from dagster_ray import RayResource
 
 from wiki_assets.defs import work
 from wiki_assets.defs.checks import CHECKS
-from wiki_assets.defs.failures import one_line_errors
+from wiki_assets.defs.failures import message_of, one_line_errors
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.partitions import grid
 from wiki_assets.defs.publish import GATE, examine, publish, refuse
@@ -134,7 +134,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         store: dg.ResourceParam[Store],
         settings: dg.ResourceParam[Settings],
     ):
-        cookbook = book(store, settings)
+        with one_line_errors():
+            cookbook = book(store, settings)
 
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             splits = work.splits_of(store, config, snapshot)
@@ -142,7 +143,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             say(context, f"{snapshot} articles: {len(to_split)} of {len(splits)} dump files to split")
             for split, result in fan_out(work.split_dump_file, [(split, (split,)) for split in to_split]):
                 if isinstance(result, Exception):
-                    raise WikiAssetsError(f"{split.file_name} could not be split: {result}") from result
+                    raise WikiAssetsError(f"{split.file_name} could not be split: {message_of(result)}") from result
                 counts = result.counts
                 left_out = {**counts["filtered"], **counts["quarantined"]}
                 say(
@@ -209,7 +210,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
     def chroma_collection(
         context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]
     ):
-        cookbook = book(store, settings)
+        with one_line_errors():
+            cookbook = book(store, settings)
 
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             yield from index_shards(cookbook, settings, snapshot, todo)

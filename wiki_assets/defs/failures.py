@@ -25,3 +25,11 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, WikiAssetsError):
         return isinstance(error, TransientSource)
     return isinstance(error, OSError) or type(error).__module__.startswith("ray.")
+
+
+def message_of(error: Exception) -> str:
+    """One line for the person who reads it; Ray wraps ours."""
+    cause: BaseException = getattr(error, "cause", None) or error
+    text = str(cause).strip().splitlines()
+    kind = "" if isinstance(cause, WikiAssetsError) else f"{type(cause).__name__}: "
+    return kind + (text[0] if text else "")

@@ -16,7 +16,7 @@ import dagster as dg
 
 from wiki_assets.defs import provenance
 from wiki_assets.defs.checks import CHECKS
-from wiki_assets.defs.failures import may_pass
+from wiki_assets.defs.failures import may_pass, message_of
 from wiki_assets.defs.recipes import Blocked, Cookbook, Recipe
 from wiki_assets.defs.voice import say
 from wiki_assets.defs.work import pin_threads
@@ -84,7 +84,7 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
                 say(context, f"{_line(recipe, result)} ({n_made}/{len(todo)})")
                 yield _event(context, key, recipe, result, reused=False, single=single)
             else:
-                bad[recipe.shard.partition_key] = _message(result)
+                bad[recipe.shard.partition_key] = message_of(result)
                 retry = retry or may_pass(result)
                 say(context, f"{recipe.shard} {artifact}: {bad[recipe.shard.partition_key]}", logging.ERROR)
     for name, check in CHECKS[artifact].items():
@@ -231,11 +231,3 @@ def _line(recipe: Recipe, manifest: Manifest) -> str:
         f"{counts[name]:,} {name}" for name in ("pages", "tokens", "passages", "vectors", "indexed") if name in counts
     ]
     return f"{recipe.shard} {recipe.artifact}: {', '.join(facts)} in {manifest.stats.get('seconds', 0)} s"
-
-
-def _message(error: Exception) -> str:
-    """One line for the person who reads it; Ray wraps ours."""
-    cause: BaseException = getattr(error, "cause", None) or error
-    text = str(cause).strip().splitlines()
-    kind = "" if isinstance(cause, WikiAssetsError) else f"{type(cause).__name__}: "
-    return kind + (text[0] if text else "")
