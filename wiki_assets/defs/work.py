@@ -23,7 +23,7 @@ from wiki_assets.errors import CorruptDump, DamagedArtifact, LedgerBroken
 from wiki_assets.files import FileRecord, Manifest, fingerprint, read_manifest, sizes_agree, whole_file, write_json
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.engines import load_engine
-from wiki_assets.resources.models import load_encoding
+from wiki_assets.resources.models import fastest_encoding
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
 from wiki_assets.stages.articles import CODE_VERSION, Fragment, merge_shard, split_documents
@@ -225,7 +225,7 @@ def make_tokens(work: Work) -> Manifest:
     """Token ids and passages of one shard."""
     config, shard = work.config, work.recipe.shard
     model = config.find_model()
-    encoding = load_encoding(config.encoding, work.settings.cache_folder)
+    encoding = fastest_encoding(config.encoding, work.settings.cache_folder)
     tokenizer = _tokenizer(str(model.tokenizer_file), model.max_pieces)
     metadata = work.recipe.metadata(config)
     with (
@@ -247,6 +247,7 @@ def make_tokens(work: Work) -> Manifest:
             raise LedgerBroken(
                 f"{shard}: passages cover {counts['covered_chars']} of {counts['text_chars']} characters"
             )
+    stats["token_engine"] = getattr(encoding, "engine", "tiktoken")
     counts["bytes_per_token"] = round(tokens.record.size_bytes / max(1, counts["tokens"]), 3)
     return _commit(
         work, {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}, counts, stats

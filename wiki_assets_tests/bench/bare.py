@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wiki_assets.defs.work import pin_threads
-from wiki_assets.resources.models import EmbeddingModel, load_encoding
+from wiki_assets.resources.models import EmbeddingModel, fastest_encoding
 from wiki_assets.stages.articles import ARTICLES_SCHEMA, page_url
 from wiki_assets.stages.dump import Document
 from wiki_assets.stages.passages import Passage, cut_page
@@ -41,7 +41,7 @@ class Bare:
 
     def __init__(self, model: EmbeddingModel, cache: Path) -> None:
         pin_threads(1)
-        self._encoding = load_encoding("cl100k_base", cache)
+        self._encoding = fastest_encoding("cl100k_base", cache)
         self._tokenizer = WordPieceTokenizer(model.tokenizer_file, max_pieces=model.max_pieces)
 
     def run(self, files: Sequence[Path], folder: str, wiki: str, word_pieces: int) -> dict[str, int]:
