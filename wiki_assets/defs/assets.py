@@ -152,7 +152,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                     f"left out {left_out or 'nothing'}",
                 )
             yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in works(todo, store, settings)])
-            if all(cookbook.made("articles", shard) for shard in cookbook.shards(snapshot)):
+            raw = store.raw_manifest(snapshot)
+            if all(cookbook.made("articles", shard, raw) for shard in cookbook.shards(snapshot)):
                 work.drop_fragments(splits)
 
         with one_line_errors():

@@ -148,14 +148,17 @@ class Cookbook:
     def made(self, artifact: str, shard: Shard, raw: Manifest | None = None) -> Manifest | None:
         """The manifest of an artifact that is there and up to date, else None."""
         try:
-            recipe = self.recipe(artifact, shard, raw)
+            return self.made_by(self.recipe(artifact, shard, raw))
         except Blocked:
             return None
-        if artifact == "chroma_collection":
-            build = self.current_build(shard.snapshot)
-            manifest = self.store.index_manifest(shard, build) if build else None
+
+    def made_by(self, recipe: Recipe) -> Manifest | None:
+        """The manifest of what lies in the store, if this recipe made it; else None."""
+        if recipe.artifact == "chroma_collection":
+            build = self.current_build(recipe.shard.snapshot)
+            manifest = self.store.index_manifest(recipe.shard, build) if build else None
         else:
-            manifest = self.store.manifest(artifact, shard)
+            manifest = self.store.manifest(recipe.artifact, recipe.shard)
         return manifest if manifest and manifest.fingerprint == recipe.fingerprint else None
 
     def shards(self, snapshot: Snapshot) -> list[Shard]:

@@ -66,7 +66,7 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
             except Blocked as reason:
                 bad[shard.partition_key] = str(reason)
                 continue
-            manifest = book.made(artifact, shard, raw)
+            manifest = book.made_by(recipe)
             if manifest is None:
                 todo.append(recipe)
             else:

@@ -10,13 +10,11 @@ by page id. Both are deterministic: the same dump gives the same bytes, whicheve
 # pyarrow makes its compute functions when it is imported, and types no keyword of its writers
 
 import json
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +24,8 @@ from upath import UPath
 
 from wiki_assets.errors import LedgerBroken
 from wiki_assets.keys import Shard, shards_of
+from wiki_assets.stages.addresses import language_of, page_url
 from wiki_assets.stages.dump import Document
-
-logger = logging.getLogger(__name__)
 
 CODE_VERSION = "articles-1"
 LICENCE = (
@@ -212,7 +209,7 @@ def merge_shard(
     newest[1:] = ids[1:] != ids[:-1]
     pages = pages.filter(pa.array(newest))
     redirects, attached = _all_redirects(pages, [f.redirects for f in fragments])
-    language = pages["language"].fill_null(_language(shard.snapshot.wiki))
+    language = pages["language"].fill_null(language_of(shard.snapshot.wiki))
     titles = pages["title"].to_pylist()
     table = pa.Table.from_arrays(
         [
@@ -310,44 +307,3 @@ def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     found = pc.strptime(column, format=form, unit="s", error_is_null=True)
     real = pc.equal(pc.strftime(found, format=form), column)
     return pc.if_else(real, found, None).cast(pa.timestamp("ms", "UTC"))
-
-
-_PROJECTS = {  # how a wiki's database name ends -> where it lives; `wiki` last, as the others end in it too
-    "wiktionary": "wiktionary.org",
-    "wikibooks": "wikibooks.org",
-    "wikinews": "wikinews.org",
-    "wikiquote": "wikiquote.org",
-    "wikisource": "wikisource.org",
-    "wikiversity": "wikiversity.org",
-    "wikivoyage": "wikivoyage.org",
-    "wiki": "wikipedia.org",
-}
-_OWN_DOMAIN = {
-    "commonswiki": "commons.wikimedia.org",
-    "specieswiki": "species.wikimedia.org",
-    "metawiki": "meta.wikimedia.org",
-    "wikidatawiki": "www.wikidata.org",
-    "mediawikiwiki": "www.mediawiki.org",
-    "be_x_oldwiki": "be-tarask.wikipedia.org",
-}
-
-
-def page_url(wiki: str, title: str) -> str:
-    """The address of a page, as Wikipedia itself writes it."""
-    path = quote(title.replace(" ", "_"), safe=";@$!*(),/~:-_.")
-    return f"https://{_domain(wiki)}/wiki/{path}"
-
-
-def _domain(wiki: str) -> str:
-    if wiki in _OWN_DOMAIN:
-        return _OWN_DOMAIN[wiki]
-    for suffix, domain in _PROJECTS.items():
-        if wiki.endswith(suffix):
-            return f"{wiki.removesuffix(suffix).replace('_', '-')}.{domain}"
-    return f"{wiki.replace('_', '-')}.wikipedia.org"
-
-
-def _language(wiki: str) -> str:
-    """The language code of a wiki whose documents do not say: `simple` is English."""
-    code = _domain(wiki).partition(".")[0]
-    return "en" if code in ("simple", "test", "tiny") else code

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from wiki_assets.defs.work import pin_threads
 from wiki_assets.resources.models import EmbeddingModel, fastest_encoding
-from wiki_assets.stages.articles import ARTICLES_SCHEMA, page_url
+from wiki_assets.stages.addresses import page_url
+from wiki_assets.stages.articles import ARTICLES_SCHEMA
 from wiki_assets.stages.dump import Document
 from wiki_assets.stages.passages import Passage, cut_page
 from wiki_assets.stages.tokens import PASSAGES_SCHEMA, TOKENS_SCHEMA

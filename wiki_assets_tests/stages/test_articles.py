@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wiki_assets.keys import Snapshot, shards_of
-from wiki_assets.stages.articles import ARTICLES_SCHEMA, LICENCE, page_url
+from wiki_assets.stages.addresses import page_url
+from wiki_assets.stages.articles import ARTICLES_SCHEMA, LICENCE
 from wiki_assets.stages.dump import Document, DumpReader, Redirect, RedirectTarget
 from wiki_assets_tests.pipeline import Made, dump_files, make_articles, merge_documents
 
