@@ -27,6 +27,7 @@ class Fault:
     ignore_range: bool = False
     ignore_if_range: bool = False
     shift_range: int = 0  # a 206 that begins elsewhere, and says so
+    after: str | None = None  # not before this path was asked for
     delay_s: float = 0  # before the first byte
     trickle_s: float = 0  # between single bytes
 
@@ -119,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         with faulty.lock:
             faulty.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, time.monotonic()))
             fault = faulty.faults[path].pop(0) if faulty.faults[path] else Fault()
+        while fault.after and not faulty.asked(fault.after) and not faulty.ended.wait(0.01):
+            pass
         if fault.delay_s:
             faulty.ended.wait(fault.delay_s)
         status, headers, body = self._right_answer(path, fault)
