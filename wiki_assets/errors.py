@@ -40,5 +40,9 @@ class StoreLocked(WikiAssetsError):
     """Another process is writing what we were about to write."""
 
 
+class Superseded(StoreLocked):
+    """Another run claimed this, or published it, after this run began: ours is dropped, theirs stands."""
+
+
 class NotPublished(WikiAssetsError):
     """There is no published index to ask yet."""

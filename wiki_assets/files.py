@@ -13,7 +13,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -21,8 +21,10 @@ import msgspec
 from upath import UPath
 
 from wiki_assets.errors import DamagedArtifact, WikiAssetsError
+from wiki_assets.failpoints import failpoint
 
 _PART = ".part"
+_LOCK_S = 60  # nobody holds one for longer than it takes to put a file in place
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -49,6 +51,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     counts: dict[str, Any]
     stats: dict[str, Any] = {}
+    claim: int = 0  # the number under which this was committed, see claims.py
+    run: str = ""  # the Dagster run that did
 
     @property
     def data_version(self) -> str:
@@ -86,6 +90,7 @@ class _Hashing:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
+        failpoint("file.write")
         self._raw.write(view)
         self._sha256.update(view)
         self.size_bytes += len(view)
@@ -120,12 +125,17 @@ class _Hashing:
 
 
 @contextmanager
-def whole_file(target: UPath | Path, check: Callable[[IO[bytes]], object] | None = None) -> Iterator[_Hashing]:
+def whole_file(
+    target: UPath | Path,
+    check: Callable[[IO[bytes]], object] | None = None,
+    fence: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[_Hashing]:
     """Write a file that appears at `target` whole, or not at all.
 
     Args:
         target: where it shall be. Its folder is made if needed.
         check: called with the finished bytes, re-opened for reading, before they appear; raises to refuse.
+        fence: entered while the file is put in place; raises where another run may write it now (see claims.py).
 
     Yields:
         A binary file for writing; its `record` gives size and SHA-256.
@@ -138,11 +148,14 @@ def whole_file(target: UPath | Path, check: Callable[[IO[bytes]], object] | None
     spool.parent.mkdir(parents=True, exist_ok=True)
     temporary = spool.with_name(f".{spool.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_PART}")
     try:
+        failpoint("file.create")
         with temporary.open("xb") as raw:
             out = _Hashing(raw)
             yield out
             raw.flush()
+            failpoint("file.fsync")
             os.fsync(raw.fileno())
+        failpoint("file.check")
         with temporary.open("rb") as again:
             found = hashlib.file_digest(again, "sha256").hexdigest()
             if found != out.record.sha256:
@@ -151,19 +164,33 @@ def whole_file(target: UPath | Path, check: Callable[[IO[bytes]], object] | None
             if check is not None:
                 again.seek(0)
                 check(again)
-        if is_local(target):
-            os.replace(temporary, spool)
-            sync_folder(spool.parent)
-        else:
-            target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
+        with fence():
+            failpoint("file.replace")
+            if is_local(target):
+                os.replace(temporary, spool)
+                failpoint("file.sync_folder")
+                sync_folder(spool.parent)
+            else:
+                target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
+            failpoint("file.done")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise WikiAssetsError(
                 f"{target}: no space left on the device; nothing was replaced. Free some space, then run again"
             ) from error
+        if isinstance(error, FileNotFoundError) and not temporary.exists():
+            with fence():  # whoever took the file away has claimed what it is part of
+                raise
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_leftovers(target: UPath | Path) -> None:
+    """Delete what processes that were killed while they wrote `target` left beside it."""
+    if is_local(target):
+        for leftover in local_path(target).parent.glob(f".{target.name}.*{_PART}"):
+            leftover.unlink(missing_ok=True)
 
 
 def local_path(path: UPath | Path) -> Path:
@@ -176,6 +203,19 @@ def _spool(target: UPath | Path) -> Path:
     return Path(tempfile.gettempdir()) / "wiki_assets-spool" / target.name
 
 
+def locked(path: UPath | Path) -> AbstractContextManager[object]:
+    """Hold a lock file for a moment, so that looking and replacing are one step. Nothing on an object store.
+
+    The kernel gives it back when its process dies.
+    """
+    if not is_local(path):
+        return nullcontext()
+    from filelock import FileLock
+
+    local_path(path).parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(str(path), timeout=_LOCK_S)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder as durable as the bytes they name."""
     handle = os.open(folder, os.O_RDONLY)
@@ -185,12 +225,38 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(target: UPath | Path, value: Any) -> FileRecord:
-    """Write `value` as JSON, whole or not at all, with sorted keys."""
-    data = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
-    with whole_file(target) as out:
+def write_json(
+    target: UPath | Path, value: Any, fence: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> FileRecord:
+    """Write `value` as JSON, whole or not at all, with sorted keys; a manifest is sealed."""
+    if isinstance(value, Manifest):
+        value = sealed(value)
+    data = json_text(value)
+    with whole_file(target, fence=fence) as out:
         out.write(data)
     return out.record
+
+
+def json_text(value: Any) -> bytes:
+    """JSON as our files have it: sorted keys, one a line."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
+
+
+def sealed(record: Any) -> dict[str, Any]:
+    """A record with the hash of itself under `seal`, so that a changed byte shows."""
+    body = msgspec.json.decode(msgspec.json.encode(record))
+    body.pop("seal", None)
+    return {**body, "seal": _seal(body)}
+
+
+def seal_holds(record: Any) -> bool:
+    """Whether a record is as it was sealed; one without a seal is older than seals are, and passes."""
+    return isinstance(record, dict) and record.get("seal", "") in ("", _seal(record))
+
+
+def _seal(record: dict[str, Any]) -> str:
+    body = {name: value for name, value in record.items() if name != "seal"}
+    return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()
 
 
 def read_json(path: UPath | Path) -> Any | None:
@@ -210,10 +276,12 @@ def read_json(path: UPath | Path) -> Any | None:
 def read_manifest(path: UPath | Path) -> Manifest | None:
     """Read a manifest; None where there is none, or where what is there cannot be one.
 
-    An unreadable manifest vouches for nothing, so what it stood beside counts as not made.
+    A manifest that is unreadable, or whose seal is broken, vouches for nothing: what it stood beside counts as not
+    made.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        record = msgspec.json.decode(path.read_bytes())
+        return msgspec.convert(record, Manifest) if seal_holds(record) else None
     except (FileNotFoundError, ValueError, RecursionError):
         return None
 

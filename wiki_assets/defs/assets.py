@@ -81,8 +81,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         require_shard_count(config, settings, store)
         return Cookbook(config, store, settings.chroma)
 
-    def works(recipes: Sequence[Recipe], store: Store, settings: Settings) -> list[work.Work]:
-        return [work.Work(recipe, config, store, settings) for recipe in recipes]
+    def works(recipes: Sequence[Recipe], store: Store, settings: Settings, run: str) -> list[work.Work]:
+        return [work.Work(recipe, config, store, settings, run) for recipe in recipes]
 
     @dg.asset(
         key=key("raw_dump"),
@@ -138,7 +138,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             cookbook = book(store, settings)
 
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
-            splits = work.splits_of(store, config, snapshot)
+            splits = work.splits_of(store, config, snapshot, context.run.run_id)
             to_split = [split for split in splits if not ((made := split.made()) and split.has_fragments(made))]
             say(context, f"{snapshot} articles: {len(to_split)} of {len(splits)} dump files to split")
             for split, result in fan_out(work.split_dump_file, [(split, (split,)) for split in to_split]):
@@ -151,7 +151,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                     f"{split.file_name}: {counts['pages']:,} pages of {counts['documents']:,} documents; "
                     f"left out {left_out or 'nothing'}",
                 )
-            yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in works(todo, store, settings)])
+            tasks = works(todo, store, settings, context.run.run_id)
+            yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in tasks])
             raw = store.raw_manifest(snapshot)
             if all(cookbook.made("articles", shard, raw) for shard in cookbook.shards(snapshot)):
                 work.drop_fragments(splits)
@@ -174,7 +175,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         settings: dg.ResourceParam[Settings],
     ):
         def make(_: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
-            yield from fan_out(work.make_tokens, [(w.recipe, (w,)) for w in works(todo, store, settings)])
+            tasks = works(todo, store, settings, context.run.run_id)
+            yield from fan_out(work.make_tokens, [(w.recipe, (w,)) for w in tasks])
 
         with one_line_errors():
             yield from each_shard(context, "tokens", book(store, settings), make)
@@ -194,9 +196,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         settings: dg.ResourceParam[Settings],
     ):
         def make(_: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
-            yield from fan_out(
-                work.make_embeddings, [(w.recipe, (w,)) for w in works(todo, store, settings)], num_gpus=gpus_per_task()
-            )
+            tasks = works(todo, store, settings, context.run.run_id)
+            yield from fan_out(work.make_embeddings, [(w.recipe, (w,)) for w in tasks], num_gpus=gpus_per_task())
 
         with one_line_errors():
             yield from each_shard(context, "embeddings", book(store, settings), make)
@@ -215,7 +216,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             cookbook = book(store, settings)
 
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
-            yield from index_shards(cookbook, settings, snapshot, todo)
+            yield from index_shards(cookbook, settings, snapshot, todo, run=context.run.run_id)
 
         with one_line_errors():
             yield from each_shard(context, "chroma_collection", cookbook, make)

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Iterator, Sequence
 
+from wiki_assets.claims import claim
 from wiki_assets.defs.recipes import Cookbook, Recipe, collection_name
 from wiki_assets.errors import LedgerBroken, WikiAssetsError
-from wiki_assets.files import Manifest, write_json
+from wiki_assets.files import Manifest
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.chroma import open_collection, open_store
 from wiki_assets.settings import Settings
@@ -16,12 +17,12 @@ _BATCH_ROWS = 2_000
 
 
 def index_shards(
-    book: Cookbook, settings: Settings, snapshot: Snapshot, todo: Sequence[Recipe]
+    book: Cookbook, settings: Settings, snapshot: Snapshot, todo: Sequence[Recipe], *, run: str = ""
 ) -> Iterator[tuple[Recipe, Manifest | Exception]]:
     """Add shards to the current build of a snapshot's index; yield each one when it was read back.
 
     Raises:
-        StoreLocked: if another process is writing this build.
+        StoreLocked: if another process is writing this build, or has claimed a shard of it meanwhile.
     """
     build = book.build_for(snapshot, todo)
     model = book.config.find_model()
@@ -40,6 +41,7 @@ def index_shards(
         for recipe in todo:
             shard = recipe.shard
             started, cpu = time.perf_counter(), time.process_time()
+            mine = claim(book.store.manifest_path("chroma_collection", shard, build), run)
             try:
                 fresh = not has_shard(collection, shard.number)
                 added = verified = 0
@@ -78,9 +80,7 @@ def index_shards(
                 "verified": verified,
                 "sample": {**batches[0].metadatas[0], "document": batches[0].documents[0]} if batches else None,
             }
-            manifest = recipe.manifest({}, counts, stats)
-            write_json(book.store.manifest_path("chroma_collection", shard, build), manifest)
-            yield recipe, manifest
+            yield recipe, mine.commit(recipe.manifest({}, counts, stats))
 
 
 def _vectors(book: Cookbook, recipe: Recipe) -> int:

@@ -51,7 +51,7 @@ def reported_in_run(context: dg.AssetExecutionContext, key: dg.AssetKey) -> Coll
             limit=1_000,
             cursor=cursor,
         )
-        found |= {r.partition_key for r in page.records if r.run_id == context.run_id and r.partition_key}
+        found |= {r.partition_key for r in page.records if r.run_id == context.run.run_id and r.partition_key}
         if not page.has_more:
             return found
         cursor = page.cursor

@@ -141,6 +141,9 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
 
     Returns:
         The pointer as it stands now.
+
+    Raises:
+        Superseded: if another run moves the pointer at this moment.
     """
     build = book.current_build(snapshot)
     assert build is not None, "the gate asks for a whole build"
@@ -165,5 +168,5 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
     pointer["previous"] = (
         (old or {}).get("previous") if same else {k: v for k, v in (old or {}).items() if k != "previous"} or None
     )
-    book.store.publish(snapshot.wiki, pointer)
+    book.store.publish(snapshot.wiki, pointer, instead_of=old)
     return pointer

@@ -16,11 +16,12 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
+from wiki_assets.claims import Claim, claim
 from wiki_assets.compression import decoded_chunks
 from wiki_assets.defs.recipes import Recipe
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.errors import CorruptDump, DamagedArtifact, LedgerBroken
-from wiki_assets.files import FileRecord, Manifest, fingerprint, read_manifest, sizes_agree, whole_file, write_json
+from wiki_assets.files import Manifest, fingerprint, read_manifest, sizes_agree, whole_file
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.engines import load_engine
 from wiki_assets.resources.models import fastest_encoding
@@ -41,6 +42,13 @@ class Work:
     config: WikiConfig
     store: Store
     settings: Settings
+    run: str = ""  # the Dagster run that asks for it
+
+    def claim(self) -> Claim:
+        """Claim the shard for this run; whoever held it can put nothing in place any more."""
+        shard, artifact = self.recipe.shard, self.recipe.artifact
+        writes = [self.store.file(name, shard) for name in (artifact, *(["passages"] if artifact == "tokens" else ()))]
+        return claim(self.store.manifest_path(artifact, shard), self.run, writes=writes)
 
 
 def pin_threads(count: int) -> None:
@@ -70,12 +78,6 @@ def _peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _commit(work: Work, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
-    manifest = work.recipe.manifest(files, counts, stats)
-    write_json(work.store.manifest_path(work.recipe.artifact, work.recipe.shard), manifest)
-    return manifest
-
-
 def _name(work: Work, artifact: str) -> str:
     """A shard's file as its manifest names it: relative to the wiki's folder."""
     path = work.store.file(artifact, work.recipe.shard)
@@ -95,6 +97,7 @@ class Split:
     file_name: str
     sha256: str
     decoded_bytes: int
+    run: str = ""  # the Dagster run that asks for it
 
     @property
     def fingerprint(self) -> str:
@@ -134,13 +137,15 @@ def split_dump_file(split: Split) -> Manifest:
         CorruptDump: if the file decodes to another length than when it was fetched.
         LedgerBroken: if documents in are not pages plus those left out for a reason.
     """
+    writes = [split._path(ending) for ending in ("arrow", "redirects.parquet", "quarantine.jsonl")]
+    mine = claim(split.manifest_path, split.run, writes=writes)
     with _measured() as stats:
         reader = DumpReader()
         source = split.store.raw(split.snapshot) / split.file_name
         with (
             source.open("rb") as raw,
-            whole_file(split._path("arrow")) as fragment,
-            whole_file(split._path("redirects.parquet")) as redirects,
+            whole_file(split._path("arrow"), fence=mine.fence) as fragment,
+            whole_file(split._path("redirects.parquet"), fence=mine.fence) as redirects,
         ):
             chunks = decoded_chunks(raw, split.file_name)
             counts = split_documents(reader.documents(chunks), fragment, redirects, shards=split.config.shards)
@@ -149,7 +154,7 @@ def split_dump_file(split: Split) -> Manifest:
                     f"{source}: decodes to {reader.bytes_read:,} bytes, {split.decoded_bytes:,} when it was fetched: "
                     "delete it, then materialize raw_dump"
                 )
-        with whole_file(split._path("quarantine.jsonl")) as quarantine:
+        with whole_file(split._path("quarantine.jsonl"), fence=mine.fence) as quarantine:
             for line in reader.bad_lines:
                 quarantine.write(msgspec.json.encode(line) + b"\n")
     n_bad = sum(reader.quarantined.values())
@@ -182,8 +187,7 @@ def split_dump_file(split: Split) -> Manifest:
         },
         stats=stats,
     )
-    write_json(split.manifest_path, manifest)
-    return manifest
+    return mine.commit(manifest)
 
 
 def drop_fragments(splits: list[Split]) -> None:
@@ -204,11 +208,12 @@ def make_articles(work: Work, splits: list[Split]) -> Manifest:
             raise DamagedArtifact(f"{shard}: the fragments of {split.file_name} are gone: run again, it is split again")
         fragments.append(split.fragment(shard.number, manifest))
         promised += manifest.counts["pages_by_shard"].get(str(shard.number), 0)
-    with _measured() as stats, whole_file(work.store.file("articles", shard), check=_ids_rise) as out:
+    mine = work.claim()
+    with _measured() as stats, whole_file(work.store.file("articles", shard), _ids_rise, mine.fence) as out:
         counts = merge_shard(fragments, out, shard=shard, metadata=work.recipe.metadata(work.config))
         if counts["pages_in"] != promised:
             raise LedgerBroken(f"{shard}: {counts['pages_in']} pages read, the split wrote {promised}")
-    return _commit(work, {_name(work, "articles"): out.record}, counts, stats)
+    return mine.commit(work.recipe.manifest({_name(work, "articles"): out.record}, counts, stats))
 
 
 def _ids_rise(file: IO[bytes]) -> None:
@@ -228,11 +233,12 @@ def make_tokens(work: Work) -> Manifest:
     encoding = fastest_encoding(config.encoding, work.settings.cache_folder)
     tokenizer = _tokenizer(str(model.tokenizer_file), model.max_pieces)
     metadata = work.recipe.metadata(config)
+    mine = work.claim()
     with (
         _measured() as stats,
         work.store.file("articles", shard).open("rb") as articles,
-        whole_file(work.store.file("tokens", shard), check=pq.ParquetFile) as tokens,
-        whole_file(work.store.file("passages", shard), check=pq.ParquetFile) as passages,
+        whole_file(work.store.file("tokens", shard), pq.ParquetFile, mine.fence) as tokens,
+        whole_file(work.store.file("passages", shard), pq.ParquetFile, mine.fence) as passages,
     ):
         counts = tokenize_shard(
             articles,
@@ -249,9 +255,8 @@ def make_tokens(work: Work) -> Manifest:
             )
     stats["token_engine"] = getattr(encoding, "engine", "tiktoken")
     counts["bytes_per_token"] = round(tokens.record.size_bytes / max(1, counts["tokens"]), 3)
-    return _commit(
-        work, {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}, counts, stats
-    )
+    files = {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}
+    return mine.commit(work.recipe.manifest(files, counts, stats))
 
 
 _tokenizers: dict[tuple[str, int], WordPieceTokenizer] = {}
@@ -270,10 +275,11 @@ def make_embeddings(work: Work) -> Manifest:
     config, shard = work.config, work.recipe.shard
     engine = load_engine(config.find_model(), work.settings.engine, _threads(), work.settings.cache_folder)
     params = msgspec.convert(work.recipe.params, EmbeddingParams)
+    mine = work.claim()
     with (
         _measured() as stats,
         work.store.file("passages", shard).open("rb") as passages,
-        whole_file(work.store.file("embeddings", shard), check=pq.ParquetFile) as out,
+        whole_file(work.store.file("embeddings", shard), pq.ParquetFile, mine.fence) as out,
     ):
         counts = embed_shard(passages, out, encoder=engine, params=params, metadata=work.recipe.metadata(config))
         if counts["vectors"] != counts["passages"] or counts["max_norm_error"] > 1e-3:
@@ -282,17 +288,17 @@ def make_embeddings(work: Work) -> Manifest:
                 f"norms off by {counts['max_norm_error']}"
             )
     stats |= {"engine": engine.engine, "batch_pieces": engine.batch_pieces}
-    return _commit(work, {_name(work, "embeddings"): out.record}, counts, stats)
+    return mine.commit(work.recipe.manifest({_name(work, "embeddings"): out.record}, counts, stats))
 
 
 def _threads() -> int:
     return max(1, int(os.environ.get("OMP_NUM_THREADS", "1") or 1))
 
 
-def splits_of(store: Store, config: WikiConfig, snapshot: Snapshot) -> list[Split]:
+def splits_of(store: Store, config: WikiConfig, snapshot: Snapshot, run: str = "") -> list[Split]:
     """The dump files of a snapshot, as the raw manifest lists them."""
     raw = store.raw_manifest(snapshot)
     return [
-        Split(snapshot, config, store, file["name"], file["sha256"], file["decoded_bytes"])
+        Split(snapshot, config, store, file["name"], file["sha256"], file["decoded_bytes"], run)
         for file in (raw.counts["files"] if raw else ())
     ]

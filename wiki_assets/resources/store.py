@@ -18,8 +18,18 @@ from typing import Any
 
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, NotPublished
-from wiki_assets.files import Manifest, read_json, read_manifest, root_path, sizes_agree, write_json
+from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished, Superseded
+from wiki_assets.files import (
+    Manifest,
+    locked,
+    read_json,
+    read_manifest,
+    root_path,
+    seal_holds,
+    sealed,
+    sizes_agree,
+    write_json,
+)
 from wiki_assets.keys import Shard, Snapshot, check_shard_count, check_wiki
 
 _BUILD = re.compile(r"([0-9]{8})-([0-9]+)")
@@ -117,8 +127,22 @@ class Store:
         return read_manifest(self.manifest_path("index", shard, build))
 
     def pointer(self, wiki: str) -> dict[str, Any] | None:
-        """What is published for a wiki: snapshot, build, collection, model; None before the first time."""
-        return read_json(self.wiki(wiki) / "published.json")
+        """What is published for a wiki: snapshot, build, collection, model; None before the first time.
+
+        Raises:
+            DamagedArtifact: if the file is not what was written.
+        """
+        path = self.wiki(wiki) / "published.json"
+        pointer = read_json(path)
+        if pointer is None:
+            return None
+        if not seal_holds(pointer):
+            raise DamagedArtifact(
+                f"{path}: its bytes are not those that were written: "
+                f"run wiki-assets reconcile {wiki}, then wiki-assets materialize {wiki}"
+            )
+        pointer.pop("seal", None)
+        return pointer
 
     def published(self, wiki: str | None) -> dict[str, Any]:
         """The published index to ask; the only one, where no wiki is named.
@@ -148,6 +172,18 @@ class Store:
             )
         return pointers[0]
 
-    def publish(self, wiki: str, pointer: dict[str, Any]) -> None:
-        """Move the pointer, in one atomic step."""
-        write_json(self.wiki(wiki) / "published.json", pointer)
+    def publish(self, wiki: str, pointer: dict[str, Any], *, instead_of: dict[str, Any] | None) -> None:
+        """Move the pointer, in one atomic step, if it still is what the caller saw.
+
+        Raises:
+            Superseded: if another run has moved it since.
+        """
+        with locked(self.wiki(wiki) / "published.lock"):
+            now = self.pointer(wiki)
+            if now != instead_of:
+                raise Superseded(
+                    f"{wiki}: {now['collection'] if now else 'nothing'} is published, where this run saw "
+                    f"{instead_of['collection'] if instead_of else 'nothing'}: another run published meanwhile, and "
+                    "its index stands; materialize published_index again if this one is newer"
+                )
+            write_json(self.wiki(wiki) / "published.json", sealed(pointer))

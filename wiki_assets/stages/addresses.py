@@ -1,5 +1,6 @@
 """Where a wiki lives on the web: the address of a page, and the language of its text."""
 
+from functools import cache
 from urllib.parse import quote
 
 _PROJECTS = {  # how a wiki's database name ends -> where it lives; `wiki` last, as the others end in it too
@@ -28,6 +29,7 @@ def page_url(wiki: str, title: str) -> str:
     return f"https://{_domain(wiki)}/wiki/{path}"
 
 
+@cache
 def _domain(wiki: str) -> str:
     if wiki in _OWN_DOMAIN:
         return _OWN_DOMAIN[wiki]

@@ -27,7 +27,7 @@ from wiki_assets.keys import Shard, shards_of
 from wiki_assets.stages.addresses import language_of, page_url
 from wiki_assets.stages.dump import Document
 
-CODE_VERSION = "articles-1"
+CODE_VERSION = "articles-2"
 LICENCE = (
     "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), older parts also GFDL; "
     "authors: see each page's history"
@@ -102,16 +102,15 @@ def split_documents(
     rows: list[tuple[Any, ...]] = []
     moved: list[tuple[str, str]] = []
     buffered = 0
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(fragment, FRAGMENT_SCHEMA, options=options) as writer:
         n_batches = 0
 
         def flush() -> None:
             nonlocal n_batches, buffered
-            table = _table(rows, FRAGMENT_SCHEMA)
-            owners = shards_of(table["page_id"].to_numpy(), shards)
+            owners = shards_of(np.fromiter((row[0] for row in rows), np.int64, len(rows)), shards)
             order = np.argsort(owners, kind="stable")
-            table = table.take(pa.array(order)).combine_chunks()
+            table = _table([rows[i] for i in order.tolist()], FRAGMENT_SCHEMA)
             present, starts, sizes = np.unique(owners[order], return_index=True, return_counts=True)
             for shard, start, size in zip(present.tolist(), starts.tolist(), sizes.tolist(), strict=True):
                 for batch in table.slice(start, size).to_batches():
@@ -160,7 +159,7 @@ def _row(document: Document) -> tuple[Any, ...]:
         document.version or 0,
         document.timestamp,
         document.language,
-        [other.title for other in document.redirect or () if other.namespace == 0],
+        sorted({other.title for other in document.redirect or () if other.namespace == 0}),
         document.category or [],
         document.incoming_links,
         document.popularity_score,
@@ -201,13 +200,13 @@ def merge_shard(
     """
     pages = pa.concat_tables([_read_batches(f) for f in fragments] or [FRAGMENT_SCHEMA.empty_table()]).combine_chunks()
     n_in = len(pages)
-    pages = pages.append_column("tie", _ties(pages))
+    tied = pages.select(["page_id", "revision"]).append_column("tie", _ties(pages))
     keys = [("page_id", "ascending"), ("revision", "descending"), ("tie", "ascending")]
-    pages = pages.take(pc.sort_indices(pages, keys))
-    ids = pages["page_id"].to_numpy()
+    order = pc.sort_indices(tied, keys).to_numpy()
+    ids = pages["page_id"].to_numpy()[order]
     newest = np.ones(n_in, dtype=bool)
     newest[1:] = ids[1:] != ids[:-1]
-    pages = pages.filter(pa.array(newest))
+    pages = pages.take(pa.array(order[newest]))
     redirects, attached = _all_redirects(pages, [f.redirects for f in fragments])
     language = pages["language"].fill_null(language_of(shard.snapshot.wiki))
     titles = pages["title"].to_pylist()
@@ -286,19 +285,27 @@ def _all_redirects(pages: pa.Table, files: Sequence[UPath | Path]) -> tuple[pa.A
     A redirect document lies in any dump file, since its own page id decides where; so every file's list is
     read, a row group at a time, and only the rows that point into this shard are kept.
     """
-    known: list[set[str]] = [set(titles) for titles in pages["redirects"].to_pylist()]
-    place = {title: row for row, title in enumerate(pages["title"].to_pylist())}
     wanted = pages["title"].combine_chunks()
-    attached = 0
+    found: dict[str, set[str]] = defaultdict(set)
     for path in files:
         with path.open("rb") as source:
             for batch in pq.ParquetFile(source).iter_batches(batch_size=100_000):
                 hits = batch.filter(pc.is_in(batch["target"], value_set=wanted)) if len(wanted) else batch.slice(0, 0)
                 for title, target in zip(hits["title"].to_pylist(), hits["target"].to_pylist(), strict=True):
-                    titles = known[place[target]]
-                    attached += title not in titles
-                    titles.add(title)
-    return pa.array([sorted(titles) for titles in known], pa.list_(pa.string())), attached
+                    found[target].add(title)
+    own = pages["redirects"].combine_chunks()
+    if not found:
+        return own, 0
+    place = {title: row for row, title in enumerate(wanted.to_pylist())}
+    which = np.arange(len(own))
+    longer: list[list[str]] = []
+    attached = 0
+    for target, titles in found.items():
+        known = set(own[place[target]].as_py())
+        attached += len(titles - known)
+        which[place[target]] = len(own) + len(longer)
+        longer.append(sorted(titles | known))
+    return pa.concat_arrays([own, pa.array(longer, own.type)]).take(pa.array(which)), attached
 
 
 def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished
+from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished, Superseded
 from wiki_assets.files import FileRecord, Manifest, whole_file, write_json
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.store import Store
@@ -26,7 +26,7 @@ def pointer(wiki: str) -> dict:
 
 def publish(store: Store, wiki: str) -> None:
     store.fix_shard_count(wiki, 2)
-    store.publish(wiki, pointer(wiki))
+    store.publish(wiki, pointer(wiki), instead_of=None)
 
 
 # The shard count
@@ -166,7 +166,14 @@ def test_a_wiki_with_data_is_not_yet_published(store):
     assert store.published(None)["wiki"] == "tinywiki"
 
 
+def test_of_two_that_publish_at_once_one_is_told(store):
+    publish(store, "tinywiki")
+    with pytest.raises(Superseded, match="tinywiki-20250105-1 is published, where this run saw nothing"):
+        store.publish("tinywiki", pointer("tinywiki") | {"build": 2}, instead_of=None)
+    assert store.pointer("tinywiki") == pointer("tinywiki")
+
+
 def test_publishing_moves_the_pointer(store):
     publish(store, "tinywiki")
-    store.publish("tinywiki", pointer("tinywiki") | {"build": 2})
+    store.publish("tinywiki", pointer("tinywiki") | {"build": 2}, instead_of=pointer("tinywiki"))
     assert store.published("tinywiki")["build"] == 2
