@@ -27,6 +27,7 @@ from wiki_assets.files import (
     is_local,
     local_path,
     locked,
+    naming_no_space,
     read_manifest,
     sync_folder,
     write_json,
@@ -100,24 +101,25 @@ def claim(manifest_path: UPath | Path, run: str = "", *, writes: Sequence[UPath 
 
     Raises:
         Superseded: if somebody claims it at this moment.
+        NoSpace: if the disk is full.
     """
-    folder = _folder(manifest_path)
-    folder.mkdir(parents=True, exist_ok=True)
     who = {
         "run": run,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    number = _highest(manifest_path)
-    while True:
-        number += 1
-        try:
-            with _path(manifest_path, number).open("xb") as file:
-                file.write(msgspec.json.encode(who))
-            break
-        except FileExistsError:
-            continue
+    with naming_no_space(manifest_path):
+        _folder(manifest_path).mkdir(parents=True, exist_ok=True)
+        number = _highest(manifest_path)
+        while True:
+            number += 1
+            try:
+                with _path(manifest_path, number).open("xb") as file:
+                    file.write(msgspec.json.encode(who))
+                break
+            except FileExistsError:
+                continue
     mine = Claim(manifest_path, number, run)
     with mine._alone():
         mine.require()

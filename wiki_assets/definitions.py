@@ -7,7 +7,9 @@ from dagster_ray import RayResource
 
 from wiki_assets.defs.assets import wiki_assets
 from wiki_assets.defs.sensors import new_snapshots
+from wiki_assets.defs.upkeep.sensor import reap_dead_runs
 from wiki_assets.defs.wikis import WikiConfig, known_wikis
+from wiki_assets.errors import BadRequest
 from wiki_assets.resources.compute import ray_resource
 from wiki_assets.resources.mirror import DumpMirror
 from wiki_assets.resources.store import Store
@@ -31,15 +33,32 @@ def build(
     configs = known_wikis(settings, store) if wikis is None else wikis
     return dg.Definitions(
         assets=[asset for config in configs for asset in wiki_assets(config)],
-        sensors=[new_snapshots(config) for config in configs],
+        sensors=[*(new_snapshots(config) for config in configs), reap_dead_runs],
         resources={
             "store": store,
             "settings": settings,
             "mirror": DumpMirror(base_url=settings.mirror, contact=settings.contact),
             "ray": ray or ray_resource(settings),
         },
-        executor=dg.in_process_executor,  # the fan-out is Ray's; a process a step would start Ray for each
+        executor=step_executor(settings),
     )
+
+
+def step_executor(settings: Settings) -> dg.ExecutorDefinition:
+    """Where the steps of a run execute.
+
+    Raises:
+        BadRequest: if the setting is neither.
+    """
+    if settings.executor == "k8s":
+        from dagster_k8s import k8s_job_executor
+
+        return k8s_job_executor.configured(  # a step's pod goes with its run's, and has labels of its own
+            {"enable_owner_references": True, "max_concurrent": 4}, name="k8s"
+        )
+    if settings.executor != "in-process":
+        raise BadRequest(f"WIKI_ASSETS_EXECUTOR={settings.executor!r}: expected in-process or k8s")
+    return dg.in_process_executor  # the fan-out is Ray's; a process a step would start Ray for each
 
 
 defs = build(Settings.from_env())

@@ -36,6 +36,10 @@ class DamagedArtifact(WikiAssetsError):
     """A file of ours is missing, or is not the one its manifest describes. Materialize it again."""
 
 
+class NoSpace(WikiAssetsError):
+    """The disk is full, or would be. Free some space, then run again: nothing was replaced."""
+
+
 class StoreLocked(WikiAssetsError):
     """Another process is writing what we were about to write."""
 
@@ -46,3 +50,15 @@ class Superseded(StoreLocked):
 
 class NotPublished(WikiAssetsError):
     """There is no published index to ask yet."""
+
+
+class ComputeLost(WikiAssetsError):
+    """Ray is gone: its head, or this machine's part of it. What was finished is kept; run again."""
+
+
+class Overdue(WikiAssetsError):
+    """A task, or a question to Ray, took longer than it may, and was ended or left behind."""
+
+
+class NotPoison(WikiAssetsError):
+    """Rows fail, or workers die over them, and it is not a few bad rows: look at the machine or the code."""

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 COMMIT = ("file.create", "file.write", "file.fsync", "file.check", "file.replace", "file.sync_folder", "file.done")
 """The points of the commit protocol, in the order in which each file passes them."""
+POINTS = (*COMMIT, "tokens.page", "embeddings.passage")
+"""Every point there is."""
 
 
 class Panic(BaseException):

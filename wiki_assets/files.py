@@ -10,6 +10,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,10 +22,11 @@ from typing import IO, Any, BinaryIO
 import msgspec
 from upath import UPath
 
-from wiki_assets.errors import DamagedArtifact, WikiAssetsError
+from wiki_assets.errors import DamagedArtifact, NoSpace, StoreLocked
 from wiki_assets.failpoints import failpoint
 
 _PART = ".part"
+_HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 _LOCK_S = 60  # nobody holds one for longer than it takes to put a file in place
 
 
@@ -125,6 +128,23 @@ class _Hashing:
 
 
 @contextmanager
+def naming_no_space(target: UPath | Path) -> Iterator[None]:
+    """Turn the system's error for a full disk into ours, which names what was to be written.
+
+    Raises:
+        NoSpace: if there is no space left, or none for this user.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise NoSpace(
+            f"{target}: no space left on the device; nothing was replaced. Free some space, then run again"
+        ) from error
+
+
+@contextmanager
 def whole_file(
     target: UPath | Path,
     check: Callable[[IO[bytes]], object] | None = None,
@@ -142,48 +162,46 @@ def whole_file(
 
     Raises:
         DamagedArtifact: if what is read back is not what was written.
-        WikiAssetsError: if there is no space left.
+        NoSpace: if there is no space left.
     """
-    spool = local_path(target) if is_local(target) else _spool(target)
-    spool.parent.mkdir(parents=True, exist_ok=True)
-    temporary = spool.with_name(f".{spool.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_PART}")
-    try:
-        failpoint("file.create")
-        with temporary.open("xb") as raw:
-            out = _Hashing(raw)
-            yield out
-            raw.flush()
-            failpoint("file.fsync")
-            os.fsync(raw.fileno())
-        failpoint("file.check")
-        with temporary.open("rb") as again:
-            found = hashlib.file_digest(again, "sha256").hexdigest()
-            if found != out.record.sha256:
-                wrote = out.record.sha256
-                raise DamagedArtifact(f"{target}: read back {found[:12]}…, wrote {wrote[:12]}…: check the disk")
-            if check is not None:
-                again.seek(0)
-                check(again)
-        with fence():
-            failpoint("file.replace")
-            if is_local(target):
-                os.replace(temporary, spool)
-                failpoint("file.sync_folder")
-                sync_folder(spool.parent)
-            else:
-                target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
-            failpoint("file.done")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WikiAssetsError(
-                f"{target}: no space left on the device; nothing was replaced. Free some space, then run again"
-            ) from error
-        if isinstance(error, FileNotFoundError) and not temporary.exists():
-            with fence():  # whoever took the file away has claimed what it is part of
-                raise
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_no_space(target):
+        spool = local_path(target) if is_local(target) else _spool(target)
+        spool.parent.mkdir(parents=True, exist_ok=True)
+        _clear_dead(spool)
+        temporary = spool.with_name(f".{spool.name}.{_HOST}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_PART}")
+        try:
+            failpoint("file.create")
+            with temporary.open("xb") as raw:
+                out = _Hashing(raw)
+                yield out
+                raw.flush()
+                failpoint("file.fsync")
+                os.fsync(raw.fileno())
+            failpoint("file.check")
+            with temporary.open("rb") as again:
+                found = hashlib.file_digest(again, "sha256").hexdigest()
+                if found != out.record.sha256:
+                    wrote = out.record.sha256
+                    raise DamagedArtifact(f"{target}: read back {found[:12]}…, wrote {wrote[:12]}…: check the disk")
+                if check is not None:
+                    again.seek(0)
+                    check(again)
+            with fence():
+                failpoint("file.replace")
+                if is_local(target):
+                    os.replace(temporary, spool)
+                    failpoint("file.sync_folder")
+                    sync_folder(spool.parent)
+                else:
+                    target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
+                failpoint("file.done")
+        except FileNotFoundError:
+            if not temporary.exists():
+                with fence():  # whoever took the file away has claimed what it is part of
+                    raise
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def clear_leftovers(target: UPath | Path) -> None:
@@ -191,6 +209,25 @@ def clear_leftovers(target: UPath | Path) -> None:
     if is_local(target):
         for leftover in local_path(target).parent.glob(f".{target.name}.*{_PART}"):
             leftover.unlink(missing_ok=True)
+
+
+def _clear_dead(target: Path) -> None:
+    """Delete what dead processes of this machine left half-written of `target`."""
+    for leftover in target.parent.glob(f".{target.name}.{_HOST}.*{_PART}"):
+        pid = leftover.name.removesuffix(_PART).rpartition(".")[2].partition("-")[0]
+        if pid.isdecimal() and not is_alive(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that number now."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def local_path(path: UPath | Path) -> Path:
@@ -203,17 +240,32 @@ def _spool(target: UPath | Path) -> Path:
     return Path(tempfile.gettempdir()) / "wiki_assets-spool" / target.name
 
 
-def locked(path: UPath | Path) -> AbstractContextManager[object]:
+@contextmanager
+def locked(path: UPath | Path) -> Iterator[None]:
     """Hold a lock file for a moment, so that looking and replacing are one step. Nothing on an object store.
 
     The kernel gives it back when its process dies.
+
+    Raises:
+        StoreLocked: if somebody holds it for longer than it takes to put a file in place.
     """
     if not is_local(path):
-        return nullcontext()
-    from filelock import FileLock
+        yield
+        return
+    from filelock import FileLock, Timeout
 
     local_path(path).parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(str(path), timeout=_LOCK_S)
+    try:
+        lock = FileLock(str(path), timeout=_LOCK_S)
+        lock.acquire()
+    except Timeout:
+        raise StoreLocked(
+            f"{path}: held for over {_LOCK_S} s by another process, stopped or stuck: end it, then run again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync_folder(folder: Path) -> None:

@@ -34,8 +34,23 @@ class Settings:
     )
     engine: str = _setting("ENGINE", "auto", "auto, openvino-bf16, openvino-f32 or torch")
     chroma: str = _setting("CHROMA", "", "URL of a Chroma server; empty = an embedded store under the root")
-    ray: str = _setting("RAY", "local", "local, or the address of a Ray cluster such as ray://head:10001")
+    ray: str = _setting(
+        "RAY",
+        "local",
+        "local; the address of a Ray cluster, such as ray://head:10001; "
+        "or rayjob/NAMESPACE/NAME: a RayJob for each run, made like the suspended one of that name",
+    )
+    executor: str = _setting("EXECUTOR", "in-process", "in-process, or k8s: a Kubernetes Job for each step of a run")
     cpus: int = _setting("CPUS", 0, "CPUs for local Ray; 0 = all")
+    task_seconds: int = _setting(
+        "TASK_SECONDS", 900, "how long a worker may take over a task before it is ended; over much data, longer"
+    )
+    rate: int = _setting("RATE", 20, "requests a second that the service takes of one client; 0 = no limit")
+    trusted_proxies: str = _setting(
+        "TRUSTED_PROXIES",
+        "",
+        "addresses or networks, with commas between, whose X-Forwarded-For the service believes",
+    )
     cache: str = _setting(
         "CACHE", "~/.cache/wiki_assets", "converted models and token ranks; can be deleted at any time"
     )

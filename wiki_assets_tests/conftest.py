@@ -16,6 +16,12 @@ settings.register_profile("wiki_assets", deadline=None)
 settings.load_profile("wiki_assets")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How hard and with which dice the fault suite tries."""
+    parser.addoption("--chaos-seed", type=int, default=1, help="where the random faults come from")
+    parser.addoption("--chaos-tier", choices=["pr", "nightly"], default="pr", help="few faults, or all of them")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: those that start Ray come last."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
@@ -60,3 +66,13 @@ def sample_data():
     if not (SAMPLE / "dumps").is_dir():
         pytest.skip(f"no sample of real dumps in {SAMPLE}: set WIKI_ASSETS_TEST_DATA")
     return SAMPLE
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One Ray for all tests of this session; joining it costs seconds."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()

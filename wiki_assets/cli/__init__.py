@@ -2,8 +2,11 @@
 
 import click
 
-from wiki_assets.cli.ask import query
+from wiki_assets.cli.ask import evaluation, query
+from wiki_assets.cli.kube import doctor
 from wiki_assets.cli.make import materialize, status, ui
+from wiki_assets.cli.serve import mcp, serve
+from wiki_assets.cli.upkeep import reap, rebuild_index, reconcile, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,5 +20,5 @@ def main() -> None:
     """
 
 
-for command in (materialize, query, status, ui):
+for command in (materialize, query, evaluation, serve, mcp, status, ui, verify, reconcile, rebuild_index, reap, doctor):
     main.add_command(command)

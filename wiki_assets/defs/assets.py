@@ -5,10 +5,13 @@ articles[date, shard]         one row a page; a page's shard is a hash of its id
 tokens[date, shard]           token ids of every page, and its passages
 embeddings[date, shard]       one vector a passage
 chroma_collection[date, shard]  the shard's rows in the snapshot's collection, read back
+lexical_index[date]           the snapshot's passages in one BM25 index
 published_index[date]         the pointer that queries follow; moves when the checks pass
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -17,17 +20,30 @@ from dagster_ray import RayResource
 
 from wiki_assets.defs import work
 from wiki_assets.defs.checks import CHECKS
+from wiki_assets.defs.deadlines import deadlines
 from wiki_assets.defs.failures import message_of, one_line_errors
 from wiki_assets.defs.indexing import index_shards
+from wiki_assets.defs.lexical import (
+    MAX_THREADS,
+    LexicalWork,
+    lexical_facts,
+    lexical_recipe,
+    made_lexical,
+    make_lexical,
+)
 from wiki_assets.defs.partitions import grid
+from wiki_assets.defs.pods import step_pod
 from wiki_assets.defs.publish import GATE, examine, publish, refuse
-from wiki_assets.defs.raw import fetch_snapshot
+from wiki_assets.defs.raw import fetch_snapshot, raw_facts
 from wiki_assets.defs.recipes import Cookbook, Recipe, code_version
+from wiki_assets.defs.rescue import Maker
 from wiki_assets.defs.shards import Done, each_shard, fan_out
 from wiki_assets.defs.voice import say
 from wiki_assets.defs.wikis import WikiConfig, require_shard_count
 from wiki_assets.errors import WikiAssetsError
 from wiki_assets.keys import Snapshot
+from wiki_assets.resources.compute import capacity
+from wiki_assets.resources.liveness import watch_ray
 from wiki_assets.resources.mirror import DumpMirror
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
@@ -42,7 +58,7 @@ SHARDS_PER_RUN = {"articles": 4096, "tokens": 512, "embeddings": 256, "chroma_co
 
 
 def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
-    """The six assets of a wiki, one group."""
+    """The seven assets of a wiki, one group."""
     wiki = config.wiki
     parts = grid(wiki, config.shards)
 
@@ -75,6 +91,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             backfill_policy=dg.BackfillPolicy.multi_run(SHARDS_PER_RUN[name]),
             retry_policy=RETRY,
             pool=pool,
+            op_tags=step_pod(name),
         )
 
     def book(store: Store, settings: Settings) -> Cookbook:
@@ -91,6 +108,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         group_name=wiki,
         kinds={"download"},
         pool="mirror",
+        op_tags=step_pod("raw_dump"),
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         retry_policy=RETRY,
         description="The dump files as published, byte for byte, and their manifest.",
@@ -105,19 +123,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             snapshot = Snapshot(wiki, context.partition_key)
             require_shard_count(config, settings, store)
             manifest = fetch_snapshot(snapshot, mirror, store, lambda line: say(context, line))
-        facts = manifest.counts
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(manifest.data_version),
-            metadata={
-                "files": len(facts["files"]),
-                "size_bytes": facts["size_bytes"],
-                "decoded_bytes": facts["decoded_bytes"],
-                "seconds": manifest.stats.get("seconds", 0.0),
-                "path": dg.MetadataValue.path(str(store.raw(snapshot))),
-                "published_files": dg.MetadataValue.json(
-                    [{k: f[k] for k in ("name", "url", "size_bytes", "sha256")} for f in facts["files"]]
-                ),
-            },
+            data_version=dg.DataVersion(manifest.data_version), metadata=raw_facts(manifest, str(store.raw(snapshot)))
         )
 
     @stage(
@@ -141,7 +148,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             splits = work.splits_of(store, config, snapshot, context.run.run_id)
             to_split = [split for split in splits if not ((made := split.made()) and split.has_fragments(made))]
             say(context, f"{snapshot} articles: {len(to_split)} of {len(splits)} dump files to split")
-            for split, result in fan_out(work.split_dump_file, [(split, (split,)) for split in to_split]):
+            limit = deadlines(settings)
+            for split, result in fan_out(work.split_dump_file, [(s, (s,)) for s in to_split], deadline_s=limit):
                 if isinstance(result, Exception):
                     raise WikiAssetsError(f"{split.file_name} could not be split: {message_of(result)}") from result
                 counts = result.counts
@@ -152,7 +160,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                     f"left out {left_out or 'nothing'}",
                 )
             tasks = works(todo, store, settings, context.run.run_id)
-            yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in tasks])
+            yield from fan_out(work.make_articles, [(w.recipe, (w, splits)) for w in tasks], deadline_s=limit)
             raw = store.raw_manifest(snapshot)
             if all(cookbook.made("articles", shard, raw) for shard in cookbook.shards(snapshot)):
                 work.drop_fragments(splits)
@@ -176,7 +184,8 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
     ):
         def make(_: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             tasks = works(todo, store, settings, context.run.run_id)
-            yield from fan_out(work.make_tokens, [(w.recipe, (w,)) for w in tasks])
+            warn = partial(say, context, level=logging.WARNING)
+            yield from Maker(work.make_tokens, work.try_tokens, deadlines(settings), say=warn).shards(tasks)
 
         with one_line_errors():
             yield from each_shard(context, "tokens", book(store, settings), make)
@@ -197,7 +206,9 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
     ):
         def make(_: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             tasks = works(todo, store, settings, context.run.run_id)
-            yield from fan_out(work.make_embeddings, [(w.recipe, (w,)) for w in tasks], num_gpus=gpus_per_task())
+            warn, gpus = partial(say, context, level=logging.WARNING), gpus_per_task()
+            limit = deadlines(settings, gpu=gpus > 0)
+            yield from Maker(work.make_embeddings, work.try_embeddings, limit, num_gpus=gpus, say=warn).shards(tasks)
 
         with one_line_errors():
             yield from each_shard(context, "embeddings", book(store, settings), make)
@@ -221,12 +232,55 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         with one_line_errors():
             yield from each_shard(context, "chroma_collection", cookbook, make)
 
+    @dg.asset(
+        key=key("lexical_index"),
+        deps=[dg.AssetDep(key(name), partition_mapping=parts.by_date) for name in ("articles", "tokens")],
+        partitions_def=parts.dates,
+        code_version=code_version("lexical_index", config),
+        group_name=wiki,
+        kinds={"ray", "rust"},
+        pool="cpu",
+        op_tags=step_pod("lexical_index"),
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        retry_policy=RETRY,
+        description="Every passage of the snapshot in one BM25 index, with the titles and redirects of its page.",
+    )
+    def lexical_index(
+        context: dg.AssetExecutionContext,
+        ray: RayResource,
+        store: dg.ResourceParam[Store],
+        settings: dg.ResourceParam[Settings],
+    ) -> dg.MaterializeResult[Any]:
+        with one_line_errors():
+            cookbook = book(store, settings)
+            snapshot = Snapshot(wiki, context.partition_key)
+            manifest = made_lexical(cookbook, snapshot)
+            if reused := manifest is not None:
+                say(context, f"{snapshot} lexical_index: up to date")
+            else:
+                recipe, threads = lexical_recipe(cookbook, snapshot), cpus_of_a_node()
+                task = LexicalWork(recipe, cookbook.shards(snapshot), store, context.run.run_id, threads)
+                limit = task.deadline_s(settings)
+                for _, made in fan_out(make_lexical, [(task, (task,))], num_cpus=threads, deadline_s=limit):
+                    if isinstance(made, Exception):
+                        raise made
+                    manifest = made
+                    counts, seconds = made.counts, made.stats["seconds"]
+                    say(context, f"{snapshot} lexical_index: {counts['documents']:,} passages in {seconds} s")
+        assert manifest is not None, "fan_out yields a result for each task"
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(manifest.data_version), metadata=lexical_facts(manifest) | {"reused": reused}
+        )
+
     @dg.multi_asset(
         name=f"{wiki}_published_index",
         specs=[
             dg.AssetSpec(
                 key("published_index"),
-                deps=[dg.AssetDep(key("chroma_collection"), partition_mapping=parts.by_date)],
+                deps=[
+                    dg.AssetDep(key("chroma_collection"), partition_mapping=parts.by_date),
+                    key("lexical_index"),
+                ],
                 partitions_def=parts.dates,
                 code_version=code_version("published_index", config),
                 group_name=wiki,
@@ -237,6 +291,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         check_specs=[dg.AssetCheckSpec(check, asset=key("published_index"), blocking=True) for check in GATE],
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         pool="chroma",
+        op_tags=step_pod("published_index"),
     )
     def published_index(
         context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]
@@ -266,14 +321,20 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             check_results=results,
         )
 
-    return [raw_dump, articles, tokens, embeddings, chroma_collection, published_index]
+    return [raw_dump, articles, tokens, embeddings, lexical_index, chroma_collection, published_index]
 
 
 def gpus_per_task() -> int:
-    """One where the Ray that this process has joined has any: embeddings then go to them alone."""
+    """One where the Ray that this process has joined has any, or can get some: embeddings then go to them alone."""
+    return 1 if watch_ray().during(capacity)["GPU"] >= 1 else 0
+
+
+def cpus_of_a_node() -> int:
+    """Threads to write an index with: what the largest node has that Ray has now, and no more than are of use."""
     import ray
 
-    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    nodes = watch_ray().during(ray.nodes)
+    return max([1, *(min(int(n["Resources"].get("CPU", 0)), MAX_THREADS) for n in nodes if n["Alive"])])
 
 
 def _columns(*schemas: pa.Schema) -> dg.TableSchema:

@@ -17,6 +17,11 @@ def totals(manifests: Sequence[Manifest], *names: str) -> dict[str, int]:
     return {name: sum(int(m.counts.get(name, 0)) for m in manifests) for name in names}
 
 
+def set_aside(manifests: Sequence[Manifest]) -> int:
+    """How many rows were quarantined, for whatever reason."""
+    return sum(sum(m.counts.get("quarantined", {}).values()) for m in manifests)
+
+
 def pages_conserved(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
     """Every page that the split found is in its shard, or was superseded by a newer revision."""
     n = totals(shards, "pages_in", "pages", "superseded")
@@ -33,8 +38,15 @@ def no_page_twice(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
     return len(set(numbers)) == len(numbers), {"pages": totals(shards, "pages")["pages"], "shards": len(numbers)}
 
 
+def pages_tokenized(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
+    """Every page has token ids and passages, or was set aside with its reason."""
+    n = totals(shards, "pages")
+    n["pages_in"] = sum(int(m.counts.get("pages_in", m.counts["pages"])) for m in shards)
+    return n["pages_in"] == n["pages"] + set_aside(shards), {**n, "quarantined": set_aside(shards)}
+
+
 def text_covered(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
-    """Every character of every page is in exactly one passage."""
+    """Every character of every page that has token ids is in exactly one passage."""
     n = totals(shards, "pages", "text_chars", "covered_chars", "passages", "tokens")
     return n["text_chars"] == n["covered_chars"], n
 
@@ -46,9 +58,9 @@ def nothing_truncated(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]
 
 
 def vector_for_each_passage(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
-    """As many vectors as passages."""
+    """Every passage has a vector, or was set aside with its reason."""
     n = totals(shards, "passages", "vectors")
-    return n["passages"] == n["vectors"], n
+    return n["passages"] == n["vectors"] + set_aside(shards), {**n, "quarantined": set_aside(shards)}
 
 
 def unit_norms(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
@@ -65,7 +77,11 @@ def vectors_indexed(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
 
 CHECKS: Mapping[str, Mapping[str, Check]] = {
     "articles": {"pages_conserved": pages_conserved, "no_page_twice": no_page_twice},
-    "tokens": {"text_covered": text_covered, "nothing_truncated": nothing_truncated},
+    "tokens": {
+        "pages_tokenized": pages_tokenized,
+        "text_covered": text_covered,
+        "nothing_truncated": nothing_truncated,
+    },
     "embeddings": {"vector_for_each_passage": vector_for_each_passage, "unit_norms": unit_norms},
     "chroma_collection": {"vectors_indexed": vectors_indexed},
 }

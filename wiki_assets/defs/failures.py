@@ -1,11 +1,37 @@
 """Our errors as Dagster's: one line for a person, retried only where waiting may help."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import dagster as dg
 
 from wiki_assets.errors import TransientSource, WikiAssetsError
+
+# What another attempt of the step may get past, after Ray's own retries, and why. Nothing else is tried again: a
+# full disk or memory stays full, a bug stays a bug, and where Ray itself is gone (ComputeLost) so is this process's.
+TRANSIENT_RAY: Mapping[str, str] = {
+    "NodeDiedError": "a node that was evicted or bought back; its tasks find another",
+    "WorkerCrashedError": "somebody ended the worker: rows that do so by themselves are found and set aside before",
+    "ObjectLostError": "the result went with its node, before it was fetched",
+    "ObjectFetchTimedOutError": "the result's node did not send it in time",
+    "OwnerDiedError": "who held the result went away",
+    "RpcError": "a line within the cluster broke",
+}
+TRANSIENT_OS: Mapping[int, str] = {
+    errno.EIO: "a disk over the network, for a moment",
+    errno.ESTALE: "NFS: the folder was replaced behind the handle",
+    errno.ETIMEDOUT: "storage over the network",
+    errno.ECONNRESET: "the same",
+    errno.ECONNREFUSED: "the same, restarting",
+    errno.ECONNABORTED: "the same",
+    errno.EPIPE: "the same",
+    errno.EHOSTUNREACH: "the same",
+    errno.ENETUNREACH: "the same",
+    errno.EAGAIN: "a lock or a buffer that is taken now",
+    errno.EBUSY: "the same",
+    errno.EINTR: "a signal came in between",
+}
 
 
 @contextmanager
@@ -18,13 +44,17 @@ def one_line_errors() -> Iterator[None]:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether another attempt could help: a lost worker, a disk or a network, but not damaged data or a bug."""
+    """Whether another attempt could help: what is listed above, and a dump server's bad moment."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return may_pass(cause)
     if isinstance(error, WikiAssetsError):
         return isinstance(error, TransientSource)
-    return isinstance(error, OSError) or type(error).__module__.startswith("ray.")
+    if type(error).__module__ == "ray.exceptions":
+        return type(error).__name__ in TRANSIENT_RAY
+    if isinstance(error, OSError):
+        return error.errno in TRANSIENT_OS if error.errno else isinstance(error, ConnectionError | TimeoutError)
+    return False
 
 
 def message_of(error: Exception) -> str:

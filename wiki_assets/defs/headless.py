@@ -11,16 +11,17 @@ from itertools import groupby
 
 import dagster as dg
 
-from wiki_assets.defs.instance import fail_orphans, process_tags
+from wiki_assets.defs.lexical import made_lexical, pointer_part
 from wiki_assets.defs.partitions import dates_name
 from wiki_assets.defs.recipes import STAGES, Cookbook, collection_name
+from wiki_assets.defs.upkeep.reap import process_tags, reap
 from wiki_assets.defs.voice import SILENT_CONSOLE
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
 
-NEEDS_RAY = ("articles", "tokens", "embeddings")
+NEEDS_RAY = ("articles", "tokens", "embeddings", "lexical_index")
 Build = Callable[..., dg.Definitions]
 
 
@@ -44,6 +45,7 @@ def materialize_snapshot(
     *,
     instance: dg.DagsterInstance,
     build: Build,
+    since: str = "raw_dump",
     until: str = "published_index",
     ray_is_up: bool = False,
 ) -> Outcome:
@@ -55,21 +57,24 @@ def materialize_snapshot(
         settings: of this deployment.
         instance: where runs and events are recorded.
         build: makes the definitions, given a Ray resource.
-        until: the last stage to make, one of `STAGES`.
+        since: the first stage to look at, one of `STAGES`; those before it are taken as they are.
+        until: the last stage to make.
         ray_is_up: whether this process has joined Ray already; if not, that happens when a stage first needs it.
     """
     from wiki_assets.resources.compute import joined_ray, ray_session
 
     store = Store(settings.root)
     book = Cookbook(config, store, settings.chroma)
-    fail_orphans(instance)
+    reap(instance)
     instance.add_dynamic_partitions(dates_name(snapshot.wiki), [snapshot.date])
     job = build(settings, wikis=[config], ray=joined_ray()).resolve_implicit_global_asset_job_def()
     outcome = Outcome()
     with ExitStack() as ray:
         started = ray_is_up
-        for stage in STAGES[: STAGES.index(until) + 1]:
+        for stage in STAGES[STAGES.index(since) : STAGES.index(until) + 1]:
             key = dg.AssetKey([snapshot.wiki, stage])
+            if stage not in NEEDS_RAY:
+                ray.close()  # a head that is lost takes its driver with it, and nothing needs it any more
             for tags, count in _missing(stage, key, book, snapshot, instance):
                 if stage in NEEDS_RAY and not started:
                     ray.enter_context(ray_session(settings))
@@ -101,6 +106,10 @@ def _missing(
         if snapshot.date not in recorded or book.store.raw_manifest(snapshot) is None:
             yield {"dagster/partition": snapshot.date}, 1
         return
+    if stage == "lexical_index":
+        if snapshot.date not in recorded or made_lexical(book, snapshot) is None:
+            yield {"dagster/partition": snapshot.date}, 1
+        return
     if stage == "published_index":
         if snapshot.date not in recorded or not is_published(book, snapshot):
             yield {"dagster/partition": snapshot.date}, 1
@@ -117,13 +126,15 @@ def _missing(
 
 
 def is_published(book: Cookbook, snapshot: Snapshot) -> bool:
-    """Whether the pointer is at this snapshot's current build, or at a newer snapshot."""
+    """Whether the pointer is at this snapshot's current build and lexical index, or at a newer snapshot."""
     pointer = book.store.pointer(snapshot.wiki)
     if pointer is None:
         return False
-    build = book.current_build(snapshot)
+    build, words = book.current_build(snapshot), made_lexical(book, snapshot)
     return pointer["snapshot"] > snapshot.date or (
         build is not None
+        and words is not None
+        and pointer.get("lexical") == pointer_part(words)
         and pointer["snapshot"] == snapshot.date
         and pointer["collection"] == collection_name(snapshot, build)
     )

@@ -1,7 +1,6 @@
 """This machine's Dagster instance: made where there is none, with the defaults that we ship."""
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files as package_files
@@ -44,33 +43,12 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def process_tags() -> dict[str, str]:
-    """Which process a headless run lives in, so that a later one can tell whether it still does."""
-    return {"wiki_assets/host": socket.gethostname(), "wiki_assets/pid": str(os.getpid())}
-
-
-def fail_orphans(instance: dg.DagsterInstance) -> list[str]:
-    """Fail the headless runs of this machine whose process is gone; Dagster would show them as started for ever.
-
-    Returns:
-        Their run ids.
-    """
-    failed = []
-    for run in instance.get_runs(
-        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={"wiki_assets/host": socket.gethostname()})
-    ):
-        pid = int(run.tags.get("wiki_assets/pid", "0"))
-        if pid and pid != os.getpid() and not _alive(pid):
-            instance.report_run_failed(run, f"process {pid} is gone")
-            failed.append(run.run_id)
-    return failed
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+@contextmanager
+def existing_instance(settings: Settings) -> Iterator[dg.DagsterInstance | None]:
+    """The instance of this machine if there is one; none is made."""
+    if not (settings.dagster_home.expanduser() / "dagster.yaml").exists():
+        yield None
+        return
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home.expanduser().absolute())
+    with dg.DagsterInstance.get() as instance:
+        yield instance

@@ -15,6 +15,11 @@ from wiki_assets.files import Manifest
 
 def tags(context: dg.AssetExecutionContext, key: dg.AssetKey, recipe: Recipe, manifest: Manifest) -> dict[str, str]:
     """The tags of one shard's materialization: its version, its code's, and those of its inputs."""
+    return shard_tags(context.instance, recipe, manifest)
+
+
+def shard_tags(instance: dg.DagsterInstance, recipe: Recipe, manifest: Manifest) -> dict[str, str]:
+    """The same, for an event that no run reports."""
     wiki = recipe.shard.snapshot.wiki
     found = {
         "dagster/data_version": manifest.data_version,
@@ -27,7 +32,7 @@ def tags(context: dg.AssetExecutionContext, key: dg.AssetKey, recipe: Recipe, ma
         parent = dg.AssetKey([wiki, name])
         partition = recipe.shard.snapshot.date if name == "raw_dump" else recipe.shard.partition_key
         found[f"dagster/input_data_version/{parent.to_user_string()}"] = version
-        event = _latest_event(context.instance, parent, partition)
+        event = _latest_event(instance, parent, partition)
         if event is not None:
             found[f"dagster/input_event_pointer/{parent.to_user_string()}"] = str(event)
     return found

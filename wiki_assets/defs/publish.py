@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from wiki_assets.defs.checks import CHECKS, totals
+from wiki_assets.defs.checks import CHECKS, set_aside, totals
+from wiki_assets.defs.lexical import examine_lexical, give_up_lexical, made_lexical, pointer_part
 from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
 from wiki_assets.defs.work import splits_of
 from wiki_assets.errors import NotPublished
@@ -19,7 +20,7 @@ from wiki_assets.stages.index import self_recall
 
 MIN_SELF_RECALL = 0.99
 _SAMPLE = 200  # passages asked for by their own vector
-GATE = ("every_shard_made", "documents_conserved", "stages_agree", "collection_answers")
+GATE = ("every_shard_made", "documents_conserved", "stages_agree", "collection_answers", "words_answer")
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Gate:
     """The blocking checks of one snapshot: what each found, and whether all passed."""
 
     results: dict[str, tuple[bool, dict[str, Any]]] = field(default_factory=dict)
+    words: Manifest | None = None  # of the lexical index that was examined
 
     @property
     def passed(self) -> bool:
@@ -60,6 +62,9 @@ def examine(book: Cookbook, snapshot: Snapshot, settings: Settings) -> Gate:
     gate.results["collection_answers"] = (
         _collection(book, snapshot, settings, made) if not missing else (False, {"found": "nothing to ask yet"})
     )
+    gate.words = made_lexical(book, snapshot)
+    passages = totals(made["tokens"], "passages")["passages"]
+    gate.results["words_answer"] = examine_lexical(book, snapshot, settings, gate.words, passages)
     return gate
 
 
@@ -79,20 +84,23 @@ def _documents(book: Cookbook, snapshot: Snapshot, articles: list[Manifest]) -> 
 
 
 def _stages(made: dict[str, list[Manifest]]) -> tuple[bool, dict[str, Any]]:
-    """No page, passage or vector was lost between stages, and the checks of each stage hold over all shards."""
+    """No page, passage or vector was lost between stages but those set aside; each stage's checks hold over all."""
     broken = [
         f"{artifact}.{name}"
         for artifact, checks in CHECKS.items()
         for name, check in checks.items()
         if not check(made[artifact])[0]
     ]
-    pages = totals(made["articles"], "pages")["pages"], totals(made["tokens"], "pages")["pages"]
-    passages = totals(made["tokens"], "passages")["passages"], totals(made["embeddings"], "vectors")["vectors"]
+    pages_in, pages = totals(made["articles"], "pages")["pages"], totals(made["tokens"], "pages")["pages"]
+    passages, vectors = totals(made["tokens"], "passages")["passages"], totals(made["embeddings"], "vectors")["vectors"]
     indexed = totals(made["chroma_collection"], "indexed")["indexed"]
-    facts: dict[str, Any] = {"pages": pages[1], "passages": passages[0], "vectors": passages[1], "indexed": indexed}
+    aside = {"pages": set_aside(made["tokens"]), "passages": set_aside(made["embeddings"])}
+    facts: dict[str, Any] = {"pages": pages, "passages": passages, "vectors": vectors, "indexed": indexed}
+    facts |= {f"{name}_quarantined": n for name, n in aside.items() if n}
     if broken:
         facts["broken"] = ", ".join(broken)
-    return not broken and pages[0] == pages[1] and passages[0] == passages[1] == indexed, facts
+    conserved = pages_in == pages + aside["pages"] and passages == vectors + aside["passages"] and vectors == indexed
+    return not broken and conserved, facts
 
 
 def _collection(
@@ -125,12 +133,15 @@ def _some_ids(book: Cookbook, snapshot: Snapshot) -> list[str]:
 
 
 def refuse(book: Cookbook, snapshot: Snapshot, gate: Gate) -> str:
-    """What to do about a gate that did not open. A collection that lost rows is given up, so that it is made again."""
+    """What to do about a gate that did not open. An index that lost passages is given up, so that it is made again."""
     build = book.current_build(snapshot)
     whole, (answers, facts) = gate.results["every_shard_made"][0], gate.results["collection_answers"]
     if build is not None and whole and not answers:
         book.give_up_build(snapshot, build, str(facts))
         return f"build {build} is given up; materialize chroma_collection again, it makes another"
+    if gate.words is not None and whole and not gate.results["words_answer"][0]:
+        give_up_lexical(book.store, snapshot)
+        return "the lexical index is given up; materialize lexical_index again, it makes another"
     return "materialize what is missing, then publish again"
 
 
@@ -148,6 +159,7 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
     build = book.current_build(snapshot)
     assert build is not None, "the gate asks for a whole build"
     assert gate.passed, gate.reasons
+    assert gate.words is not None, "the gate asks for a lexical index"
     old = book.store.pointer(snapshot.wiki)
     if old is not None and old["snapshot"] > snapshot.date:
         return old
@@ -162,6 +174,7 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
         "pages": gate.results["stages_agree"][1]["pages"],
         "passages": gate.results["stages_agree"][1]["indexed"],
         "shards": book.config.shards,
+        "lexical": pointer_part(gate.words),
         "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     same = old is not None and (old["snapshot"], old["build"]) == (snapshot.date, build)

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+import dagster as dg
 import msgspec
+from upath import UPath
 
 from wiki_assets.defs.recipes import RAW_VERSION
-from wiki_assets.files import FileRecord, Manifest, fingerprint, read_json, write_json
+from wiki_assets.files import FileRecord, Manifest, clear_leftovers, fingerprint, read_manifest, write_json
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.download import FetchedFile
 from wiki_assets.resources.mirror import DumpMirror
@@ -15,8 +18,25 @@ from wiki_assets.resources.store import Store
 _SAY_EVERY_S = 5.0
 
 
+def raw_facts(manifest: Manifest, folder: str) -> dict[str, Any]:
+    """What Dagster is told of a snapshot's dump files."""
+    facts = manifest.counts
+    return {
+        "files": len(facts["files"]),
+        "size_bytes": facts["size_bytes"],
+        "decoded_bytes": facts["decoded_bytes"],
+        "seconds": manifest.stats.get("seconds", 0.0),
+        "path": dg.MetadataValue.path(folder),
+        "published_files": dg.MetadataValue.json(
+            [{k: f[k] for k in ("name", "url", "size_bytes", "sha256")} for f in facts["files"]]
+        ),
+    }
+
+
 def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Callable[[str], object]) -> Manifest:
     """Fetch what is not here yet. A snapshot that is here whole is left alone, and the server is not asked.
+
+    What was fetched once stays the truth: a file that is lost is fetched again only as the very bytes it was.
 
     Args:
         snapshot: which one.
@@ -29,15 +49,17 @@ def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Ca
 
     Raises:
         SourceUnavailable: if the server does not have it, or does not give it.
-        CorruptDump: if what it gives is not a whole dump file.
+        CorruptDump: if what it gives is not a whole dump file, or not the one that was fetched before.
     """
     made = store.raw_manifest(snapshot)
     if made is not None:
         say(f"{snapshot}: {len(made.files)} dump files are here already")
         return made
     folder = store.raw(snapshot)
-    notes = folder / "fetched.json"
-    known = {name: msgspec.convert(note, FetchedFile) for name, note in (read_json(notes) or {}).items()}
+    notes, manifest_path = folder / "fetched.json", folder / "manifest.json"
+    for path in (notes, manifest_path):
+        clear_leftovers(path)
+    known = _recorded(manifest_path) | _noted(notes)
     files = mirror.dump_files(snapshot)
     total = sum(file.size_bytes or 0 for file in files)
     started = said = time.monotonic()
@@ -75,6 +97,25 @@ def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Ca
         },
         stats={"seconds": round(time.monotonic() - started, 1)},
     )
-    write_json(folder / "manifest.json", manifest)
+    write_json(manifest_path, manifest)
     notes.unlink(missing_ok=True)
     return manifest
+
+
+def _noted(notes: UPath) -> dict[str, FetchedFile]:
+    """What a run that was killed had fetched; nothing where that cannot be read."""
+    try:
+        return msgspec.json.decode(notes.read_bytes(), type=dict[str, FetchedFile])
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _recorded(manifest_path: UPath) -> dict[str, FetchedFile]:
+    """What the manifest says of a snapshot of which a file is lost."""
+    manifest = read_manifest(manifest_path)
+    try:
+        return {
+            file.name: file for file in msgspec.convert(manifest.counts["files"] if manifest else [], list[FetchedFile])
+        }
+    except (KeyError, ValueError):
+        return {}

@@ -12,14 +12,15 @@ import msgspec
 from upath import UPath
 
 from wiki_assets.defs.wikis import WikiConfig
-from wiki_assets.files import FileRecord, Manifest, fingerprint, read_json, write_json
+from wiki_assets.files import FileRecord, Manifest, fingerprint, read_json, sealed, write_json
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.store import Store
-from wiki_assets.stages import articles, embeddings, index, passages, tokens
+from wiki_assets.stages import articles, embeddings, index, lexical, passages, tokens
 
 RAW_VERSION = "raw-1"
 SHARD_ARTIFACTS = ("articles", "tokens", "embeddings", "chroma_collection")
-STAGES = ("raw_dump", *SHARD_ARTIFACTS, "published_index")
+STAGES = ("raw_dump", *SHARD_ARTIFACTS[:3], "lexical_index", *SHARD_ARTIFACTS[3:], "published_index")
+OF_DATE = ("raw_dump", "lexical_index", "published_index")  # one partition a snapshot
 UPSTREAM: Mapping[str, Sequence[str]] = {
     "articles": ("raw_dump",),
     "tokens": ("articles",),
@@ -38,6 +39,7 @@ def code_version(artifact: str, config: WikiConfig) -> str:
         "articles": f"{articles.CODE_VERSION}:{shards}",
         "tokens": ":".join([tokens.CODE_VERSION, passages.CODE_VERSION, config.encoding, model, pieces]),
         "embeddings": f"{embeddings.CODE_VERSION}:{model}:{config.vector_dtype}",
+        "lexical_index": lexical.CODE_VERSION,
         "chroma_collection": f"{index.CODE_VERSION}:{fingerprint(index.HNSW)[:8]}",
         "published_index": "published-1",
     }[artifact]
@@ -194,14 +196,16 @@ class Cookbook:
             build = max(self.store.builds(snapshot), default=0) + 1
             write_json(
                 self.store.build(snapshot, build) / "build.json",
-                {"wiki": snapshot.wiki, "snapshot": snapshot.date, "build": build, "params": self._build_params()},
+                sealed(
+                    {"wiki": snapshot.wiki, "snapshot": snapshot.date, "build": build, "params": self._build_params()}
+                ),
             )
         return build
 
     def give_up_build(self, snapshot: Snapshot, build: int, reason: str) -> None:
         """Never add to this build again, nor publish it: its store holds something else than it should."""
         path = self.store.build(snapshot, build) / "build.json"
-        write_json(path, {**(read_json(path) or {}), "given_up": reason})
+        write_json(path, sealed({**(read_json(path) or {}), "given_up": reason}))
 
     def _build_params(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from wiki_assets.defs.headless import is_published
-from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook
+from wiki_assets.defs.lexical import made_lexical
+from wiki_assets.defs.recipes import STAGES, Cookbook
 from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.store import Store
@@ -29,7 +30,12 @@ def snapshot_rows(snapshot: Snapshot, settings: Settings, store: Store) -> list[
             f"{size / 1e6:,.1f} MB" if raw else "",
         )
     ]
-    for artifact in SHARD_ARTIFACTS:
+    for artifact in STAGES[1:-1]:
+        if artifact == "lexical_index":
+            words = made_lexical(book, snapshot)
+            holds = f"{words.counts['documents']:,} documents" if words else ""
+            rows.append(_row(snapshot, artifact, int(words is not None), 1, [] if words else [snapshot.date], holds))
+            continue
         made = {shard: book.made(artifact, shard, raw) for shard in book.shards(snapshot)}
         count = _COUNTED[artifact]
         total = sum(int(m.counts.get(count, 0)) for m in made.values() if m)

@@ -5,10 +5,8 @@ the end of the step: kill the run half-way, and exactly the finished shards are 
 order through a window, so that what a killed run leaves is one range, which the next run takes as one.
 """
 
-import gc
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,21 +15,16 @@ import dagster as dg
 from wiki_assets.defs import provenance
 from wiki_assets.defs.checks import CHECKS
 from wiki_assets.defs.failures import may_pass, message_of
+from wiki_assets.defs.fan_out import TASK_DEADLINE_S, fan_out
 from wiki_assets.defs.recipes import Blocked, Cookbook, Recipe
 from wiki_assets.defs.voice import say
-from wiki_assets.defs.work import pin_threads
-from wiki_assets.errors import WikiAssetsError
 from wiki_assets.files import Manifest
 from wiki_assets.keys import Shard, Snapshot
-
-TASK_DEADLINE_S = 6 * 3600  # one shard of the largest wiki takes minutes
-_POLL_S = 5.0
-_SILENCE_S = 30.0  # without a result, before a sign of life
 
 Done = tuple[Recipe, Manifest | Exception]
 Make = Callable[[Snapshot, Sequence[Recipe]], Iterable[Done]]
 
-logger = logging.getLogger(__name__)
+__all__ = ["TASK_DEADLINE_S", "Done", "Make", "each_shard", "fan_out"]
 
 
 def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook, make: Make) -> Iterator[Any]:
@@ -100,79 +93,6 @@ def each_shard(context: dg.AssetExecutionContext, artifact: str, book: Cookbook,
         )
 
 
-def fan_out(
-    task: Callable[..., Any],
-    payloads: Sequence[tuple[Any, Sequence[Any]]],
-    *,
-    num_cpus: float = 1,
-    num_gpus: float = 0,
-    deadline_s: float = TASK_DEADLINE_S,
-) -> Iterator[tuple[Any, Any]]:
-    """Run `task(*arguments)` in Ray for each `(name, arguments)`, in order, a window at a time.
-
-    A lost worker or node costs a retry, by Ray, twice; an error of ours is a result and costs only its shard.
-
-    Args:
-        task: a module-level function of what a worker can import.
-        payloads: what to run it on.
-        num_cpus: of one task; its libraries get as many threads.
-        num_gpus: of one task.
-        deadline_s: a task that takes longer is cancelled.
-
-    Yields:
-        `(name, result)` or `(name, exception)`, as they finish.
-    """
-    import ray
-    import ray.exceptions
-
-    threads = max(1, int(num_cpus))
-    remote = ray.remote(_in_worker).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2, name=task.__name__)
-    waiting = iter(payloads)
-    spoke = time.monotonic()
-    running: dict[Any, tuple[Any, float]] = {}
-    while True:
-        window = _window(ray.cluster_resources(), {"CPU": num_cpus, "GPU": num_gpus})
-        while len(running) < window and (item := next(waiting, None)) is not None:
-            name, arguments = item
-            running[remote.remote(task, threads, tuple(arguments))] = (name, time.monotonic() + deadline_s)
-        if not running:
-            return
-        done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
-        if done:
-            spoke = time.monotonic()
-        elif time.monotonic() - spoke > _SILENCE_S:
-            spoke = time.monotonic()
-            logger.info("%s: %d at work", task.__name__, len(running))
-        for reference in done:
-            name, _ = running.pop(reference)
-            try:
-                yield name, ray.get(reference, timeout=60)
-            except (ray.exceptions.RayError, WikiAssetsError) as error:
-                yield name, error
-        for reference, (name, deadline) in list(running.items()):
-            if time.monotonic() > deadline:
-                ray.cancel(reference, force=True)
-                del running[reference]
-                yield (
-                    name,
-                    WikiAssetsError(
-                        f"no result in {deadline_s:,.0f} s: cancelled; look at the worker's memory, then run again"
-                    ),
-                )
-
-
-def _window(cluster: Mapping[str, float], task: Mapping[str, float]) -> int:
-    """How many tasks to have under way: what the cluster runs at once, and a few more, so that no slot waits for us."""
-    slots = min((int(cluster.get(name, 0) // need) for name, need in task.items() if need), default=1)
-    return max(1, slots) + max(1, slots // 4)
-
-
-def _in_worker(task: Callable[..., Any], threads: int, arguments: tuple[Any, ...]) -> Any:
-    pin_threads(threads)
-    gc.freeze()  # the collector need not walk the tables that earlier tasks left; a tenth of the tokens stage
-    return task(*arguments)
-
-
 def _refuse_two_stages(context: dg.AssetExecutionContext) -> None:
     """A range run yields no Dagster output, so a second shard stage in the same run would be skipped in silence."""
     if len(context.partition_keys) == 1:
@@ -197,7 +117,7 @@ def _event(
     single: bool,
 ) -> dg.AssetMaterialization | dg.MaterializeResult[Any]:
     """What Dagster is told of a finished shard: facts to read, and the tags that staleness is computed from."""
-    metadata = {**_metadata(manifest), "reused": reused}
+    metadata = {**manifest_facts(manifest), "reused": reused}
     if single:  # Dagster's own event, with its own provenance; a chain of single-cell stages can then be one run
         version = dg.DataVersion(manifest.data_version)
         return dg.MaterializeResult(asset_key=key, metadata=metadata, data_version=version)
@@ -205,7 +125,8 @@ def _event(
     return dg.AssetMaterialization(key, partition=recipe.shard.partition_key, metadata=metadata, tags=tags)
 
 
-def _metadata(manifest: Manifest) -> dict[str, Any]:
+def manifest_facts(manifest: Manifest) -> dict[str, Any]:
+    """What Dagster is told of a shard: its counts, what it took, and a row of it."""
     counts, stats = dict(manifest.counts), manifest.stats
     sample = counts.pop("sample", None)
     size = sum(record.size_bytes for record in manifest.files.values())

@@ -3,12 +3,13 @@
 Runs inside Ray tasks, so it imports neither Dagster nor Ray, and what it returns is a handful of numbers.
 """
 
+import io
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +22,8 @@ from wiki_assets.compression import decoded_chunks
 from wiki_assets.defs.recipes import Recipe
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.errors import CorruptDump, DamagedArtifact, LedgerBroken
-from wiki_assets.files import Manifest, fingerprint, read_manifest, sizes_agree, whole_file
-from wiki_assets.keys import Snapshot
+from wiki_assets.files import FileRecord, Manifest, fingerprint, read_manifest, sizes_agree, whole_file
+from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.engines import load_engine
 from wiki_assets.resources.models import fastest_encoding
 from wiki_assets.resources.store import Store
@@ -30,6 +31,7 @@ from wiki_assets.settings import Settings
 from wiki_assets.stages.articles import CODE_VERSION, Fragment, merge_shard, split_documents
 from wiki_assets.stages.dump import DumpReader
 from wiki_assets.stages.embeddings import EmbeddingParams, embed_shard
+from wiki_assets.stages.quarantine import Quarantine, read_quarantine
 from wiki_assets.stages.tokens import PassageParams, tokenize_shard
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
 
@@ -43,19 +45,23 @@ class Work:
     store: Store
     settings: Settings
     run: str = ""  # the Dagster run that asks for it
+    condemned: dict[int, str] = field(default_factory=dict)  # rows of its input that end workers, and how
+
+    def __str__(self) -> str:
+        return f"{self.recipe.shard} {self.recipe.artifact}"
+
+    def n_rows(self) -> int:
+        """How many rows the input of `tokens` or `embeddings` has; 0 where it is gone."""
+        source, rows = {"tokens": ("articles", "pages"), "embeddings": ("tokens", "passages")}[self.recipe.artifact]
+        manifest = self.store.manifest(source, self.recipe.shard)
+        return int(manifest.counts[rows]) if manifest else 0
 
     def claim(self) -> Claim:
         """Claim the shard for this run; whoever held it can put nothing in place any more."""
         shard, artifact = self.recipe.shard, self.recipe.artifact
         writes = [self.store.file(name, shard) for name in (artifact, *(["passages"] if artifact == "tokens" else ()))]
+        writes.append(self.store.quarantine(artifact, shard))
         return claim(self.store.manifest_path(artifact, shard), self.run, writes=writes)
-
-
-def pin_threads(count: int) -> None:
-    """Keep this process's libraries to so many threads; call before they are imported."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[variable] = str(count)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @contextmanager
@@ -228,11 +234,12 @@ def _ids_rise(file: IO[bytes]) -> None:
 
 def make_tokens(work: Work) -> Manifest:
     """Token ids and passages of one shard."""
-    config, shard = work.config, work.recipe.shard
-    model = config.find_model()
-    encoding = fastest_encoding(config.encoding, work.settings.cache_folder)
-    tokenizer = _tokenizer(str(model.tokenizer_file), model.max_pieces)
-    metadata = work.recipe.metadata(config)
+    shard = work.recipe.shard
+    upstream = work.store.manifest("articles", shard)
+    if upstream is None:
+        raise DamagedArtifact(f"{shard}: its articles are gone: materialize articles again")
+    tools = _token_tools(work)
+    quarantine = Quarantine(upstream.counts["pages"])
     mine = work.claim()
     with (
         _measured() as stats,
@@ -240,23 +247,39 @@ def make_tokens(work: Work) -> Manifest:
         whole_file(work.store.file("tokens", shard), pq.ParquetFile, mine.fence) as tokens,
         whole_file(work.store.file("passages", shard), pq.ParquetFile, mine.fence) as passages,
     ):
-        counts = tokenize_shard(
-            articles,
-            tokens,
-            passages,
-            encoding=encoding,
-            tokenizer=tokenizer,
-            params=PassageParams(config.passage_word_pieces, model.document_prompt),
-            metadata=metadata,
-        )
+        counts = tokenize_shard(articles, tokens, passages, **tools, quarantine=quarantine, condemned=work.condemned)
         if counts["covered_chars"] != counts["text_chars"] or counts["truncated"]:
             raise LedgerBroken(
                 f"{shard}: passages cover {counts['covered_chars']} of {counts['text_chars']} characters"
             )
-    stats["token_engine"] = getattr(encoding, "engine", "tiktoken")
+        if not upstream.counts["pages"] == counts["pages_in"] == counts["pages"] + len(quarantine.rows):
+            raise LedgerBroken(
+                f"{shard}: {upstream.counts['pages']} pages, {counts['pages']} tokenized, "
+                f"{len(quarantine.rows)} set aside"
+            )
+    stats["token_engine"] = getattr(tools["encoding"], "engine", "tiktoken")
     counts["bytes_per_token"] = round(tokens.record.size_bytes / max(1, counts["tokens"]), 3)
     files = {_name(work, "tokens"): tokens.record, _name(work, "passages"): passages.record}
+    files |= _set_aside(work, quarantine, mine)
     return mine.commit(work.recipe.manifest(files, counts, stats))
+
+
+def try_tokens(work: Work, rows: range, without: Collection[int]) -> None:
+    """Tokenize some rows of a shard for nothing: to see whether the worker lives."""
+    tools = _token_tools(work)
+    with work.store.file("articles", work.recipe.shard).open("rb") as articles:
+        tokenize_shard(articles, _Nowhere(), _Nowhere(), **tools, rows=rows, condemned=dict.fromkeys(without, ""))
+
+
+def _token_tools(work: Work) -> dict[str, Any]:
+    """What `tokenize_shard` works with, the same for every shard of a wiki."""
+    model = work.config.find_model()
+    return {
+        "encoding": fastest_encoding(work.config.encoding, work.settings.cache_folder),
+        "tokenizer": _tokenizer(str(model.tokenizer_file), model.max_pieces),
+        "params": PassageParams(work.config.passage_word_pieces, model.document_prompt),
+        "metadata": work.recipe.metadata(work.config),
+    }
 
 
 _tokenizers: dict[tuple[str, int], WordPieceTokenizer] = {}
@@ -272,23 +295,93 @@ def _tokenizer(file: str, max_pieces: int) -> WordPieceTokenizer:
 
 def make_embeddings(work: Work) -> Manifest:
     """One vector for each passage of a shard."""
-    config, shard = work.config, work.recipe.shard
-    engine = load_engine(config.find_model(), work.settings.engine, _threads(), work.settings.cache_folder)
-    params = msgspec.convert(work.recipe.params, EmbeddingParams)
+    shard = work.recipe.shard
+    upstream = work.store.manifest("tokens", shard)
+    if upstream is None:
+        raise DamagedArtifact(f"{shard}: its passages are gone: materialize tokens again")
+    tools = _embedding_tools(work)
+    quarantine = Quarantine(upstream.counts["passages"])
     mine = work.claim()
     with (
         _measured() as stats,
         work.store.file("passages", shard).open("rb") as passages,
         whole_file(work.store.file("embeddings", shard), pq.ParquetFile, mine.fence) as out,
     ):
-        counts = embed_shard(passages, out, encoder=engine, params=params, metadata=work.recipe.metadata(config))
-        if counts["vectors"] != counts["passages"] or counts["max_norm_error"] > 1e-3:
+        counts = embed_shard(passages, out, **tools, quarantine=quarantine, condemned=work.condemned)
+        conserved = upstream.counts["passages"] == counts["passages"] == counts["vectors"] + len(quarantine.rows)
+        if not conserved or counts["max_norm_error"] > 1e-3:
             raise LedgerBroken(
-                f"{shard}: {counts['passages']} passages, {counts['vectors']} vectors, "
-                f"norms off by {counts['max_norm_error']}"
+                f"{shard}: {counts['passages']} passages, {counts['vectors']} vectors, {len(quarantine.rows)} set "
+                f"aside, norms off by {counts['max_norm_error']}"
             )
+    engine = tools["encoder"]
     stats |= {"engine": engine.engine, "batch_pieces": engine.batch_pieces}
-    return mine.commit(work.recipe.manifest({_name(work, "embeddings"): out.record}, counts, stats))
+    _name_pages(work, quarantine)
+    files = {_name(work, "embeddings"): out.record, **_set_aside(work, quarantine, mine)}
+    return mine.commit(work.recipe.manifest(files, counts, stats))
+
+
+def try_embeddings(work: Work, rows: range, without: Collection[int]) -> None:
+    """Embed some rows of a shard for nothing: to see whether the worker lives."""
+    tools = _embedding_tools(work)
+    with work.store.file("passages", work.recipe.shard).open("rb") as passages:
+        embed_shard(passages, _Nowhere(), **tools, rows=rows, condemned=dict.fromkeys(without, ""))
+
+
+def _embedding_tools(work: Work) -> dict[str, Any]:
+    """What `embed_shard` works with, the same for every shard of a wiki."""
+    settings = work.settings
+    return {
+        "encoder": load_engine(work.config.find_model(), settings.engine, _threads(), settings.cache_folder),
+        "params": msgspec.convert(work.recipe.params, EmbeddingParams),
+        "metadata": work.recipe.metadata(work.config),
+    }
+
+
+def _name_pages(work: Work, quarantine: Quarantine) -> None:
+    """Give passages that were set aside the titles of their pages."""
+    if not quarantine.rows:
+        return
+    with work.store.file("articles", work.recipe.shard).open("rb") as articles:
+        table = pq.read_table(articles, columns=["page_id", "title"])
+    titles = dict(zip(table["page_id"].to_pylist(), table["title"].to_pylist(), strict=True))
+    quarantine.rows = [msgspec.structs.replace(row, title=titles[row.page_id]) for row in quarantine.rows]
+
+
+# --- rows that were set aside
+
+
+def _set_aside(work: Work, quarantine: Quarantine, mine: Claim) -> dict[str, FileRecord]:
+    """Write down what was set aside, for the manifest to list; nothing, and no file, where nothing was."""
+    path = work.store.quarantine(work.recipe.artifact, work.recipe.shard)
+    if quarantine.rows:
+        with whole_file(path, fence=mine.fence) as out:
+            quarantine.write(out)
+        return {"/".join(path.parts[-3:]): out.record}
+    if path.exists():
+        with mine.fence():
+            path.unlink(missing_ok=True)
+    return {}
+
+
+def passages_set_aside(store: Store, shard: Shard) -> list[str]:
+    """Passages of a shard that have no vector, because none could be made."""
+    path = store.quarantine("embeddings", shard)
+    manifest = store.manifest("embeddings", shard)
+    if manifest is None or "/".join(path.parts[-3:]) not in manifest.files:
+        return []
+    with path.open("rb") as source:
+        return [row.passage_id for row in read_quarantine(source)]
+
+
+class _Nowhere(io.RawIOBase):
+    """A file that takes everything and keeps nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return len(memoryview(data).cast("B"))
 
 
 def _threads() -> int:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, NotPublished, SourceUnavailable, StoreLocked
+from wiki_assets.errors import BadRequest, NoSpace, NotPublished, SourceUnavailable, StoreLocked
 from wiki_assets.files import is_local
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def open_store(folder: UPath | Path, server: str = "", *, write: bool = False) -
 
     Raises:
         StoreLocked: if another process writes to this store.
+        NoSpace: if the disk is full: an embedded store cannot even be opened then; one that is open goes on.
         NotPublished: if there is no store to read.
         SourceUnavailable: if the server does not answer.
         BadRequest: if an embedded store would lie in an object store.
@@ -74,7 +75,14 @@ def _writer_lock(path: Path) -> Iterator[None]:
 def _embedded(path: Path) -> Iterator["ClientAPI"]:
     import chromadb
 
-    client = chromadb.PersistentClient(str(path), settings=_quiet())
+    try:
+        client = chromadb.PersistentClient(str(path), settings=_quiet())
+    except chromadb.errors.ChromaError as error:
+        if "disk is full" not in str(error):
+            raise
+        raise NoSpace(
+            f"{path}: the disk is full, and SQLite writes a little even to read: free some space, then ask again"
+        ) from error
     try:
         yield client
     finally:
@@ -98,6 +106,13 @@ def _with_server(server: str) -> Iterator["ClientAPI"]:
             f"{server}: no Chroma server answers ({type(error).__name__}): start it, or unset WIKI_ASSETS_CHROMA"
         ) from error
     yield client
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a request to a Chroma server failed for want of a server, rather than being refused by it."""
+    import httpx
+
+    return isinstance(error, httpx.TransportError | ConnectionError)
 
 
 def _quiet() -> Any:

@@ -10,7 +10,6 @@ Source: RFC 9110 §13.1.5 (If-Range), §14 (Range), §8.8 (validators).
 import errno
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,14 +24,13 @@ from upath import UPath
 
 from wiki_assets.compression import decoded_chunks, require_magic
 from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, TransientSource, WikiAssetsError
-from wiki_assets.files import fingerprint, is_local
-from wiki_assets.resources.partial import Note, PartialFile
+from wiki_assets.resources.partial import Note, PartialFile, partial_path
 from wiki_assets.resources.session import Session, http_date
 
 Progress = Callable[[int], object]
 MAX_RATIO, RATIO_FLOOR_BYTES = 200, 64 << 20  # dumps unpack to 5 to 10 times their size; bzip2 allows a million
-_SPOOL = Path(tempfile.gettempdir()) / "wiki_assets-spool"  # where bytes for an object store wait until they are whole
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")  # with what we add to it, no longer than a name may be
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
 
 
@@ -86,6 +84,7 @@ def fetch_file(
     *,
     on_progress: Progress | None = None,
     recorded: FetchedFile | None = None,
+    on_fetched: Callable[[FetchedFile], object] | None = None,
     slots: AbstractContextManager[object] | None = None,
 ) -> FetchedFile:
     """Download a dump file to `<folder>/<name>`, going on from what an earlier process left.
@@ -95,6 +94,8 @@ def fetch_file(
         on_progress: told the bytes that arrived (also those found from before), and their negative when they
             had to be forgotten: what it is told adds up to the file's size.
         recorded: what was found when this file was fetched before; other bytes are refused.
+        on_fetched: told of the file when it is whole, checked and durable, and just before it is in place: whoever
+            writes that down fetches no byte again, whenever he is killed.
         slots: entered while a connection is in use, not while the file is being checked.
 
     Raises:
@@ -103,14 +104,12 @@ def fetch_file(
         StoreLocked: if another process is downloading this file.
         WikiAssetsError: if there is no space left. What arrived stays, to go on from.
     """
-    if not re.fullmatch(r"\w[\w.\-]*", file.name):
+    if not _NAME.fullmatch(file.name):
         raise BadRequest(
             f"{file.name!r:.80}: expected a plain file name, such as simplewiki_content-20260823-00000.json.bz2"
         )
-    place = Path(cast(Path, folder)) if is_local(folder) else _SPOOL / fingerprint(str(folder))
-    path = place / f"{file.name}.partial"
+    path = partial_path(folder, file.name)
     try:
-        place.mkdir(parents=True, exist_ok=True)
         with PartialFile.opened(path, file.url, on_progress or (lambda n: None)) as partial:
 
             def attempt() -> FetchedFile:
@@ -127,8 +126,11 @@ def fetch_file(
                 partial.clear()
                 raise CorruptDump(
                     f"{file.name}: the server now has other bytes (SHA-256 {fetched.sha256[:12]}…) than those recorded "
-                    f"({recorded.sha256[:12]}…): delete this snapshot's raw files and manifest to take the new edition"
+                    f"({recorded.sha256[:12]}…): delete this snapshot's raw folder to take the new edition"
                 )
+            if on_fetched is not None:
+                partial.sync()
+                on_fetched(fetched)
             partial.put_in_place(folder / file.name)
             return fetched
     except OSError as error:

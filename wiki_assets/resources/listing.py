@@ -9,7 +9,10 @@ from urllib.parse import unquote
 
 from wiki_assets.errors import TransientSource
 
-_LINK = re.compile(r"""<a\s[^>]*?href=["']([^"']*)["'][^>]*>[^<]*</a>(?:[ \t]+\S+[ \t]+\S+[ \t]+(\d+)(?=\s|<|$))?""")
+_LINK = re.compile(  # every repeat is bounded, so that no page takes more than time in proportion to its length
+    r"""<a\s[^<>]{0,200}?href=["']([^"'<>]{0,1000})["'][^<>]{0,200}>[^<]{0,1000}</a>"""
+    r"""(?:[ \t]{1,200}\S{1,40}[ \t]{1,40}\S{1,40}[ \t]{1,40}([0-9]{1,18})(?=\s|<|$))?"""
+)
 
 
 def read_listing(page: str, url: str) -> dict[str, int | None]:

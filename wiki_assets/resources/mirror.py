@@ -26,6 +26,7 @@ from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, Trans
 from wiki_assets.files import sha256_of
 from wiki_assets.keys import Snapshot, check_date, check_wiki
 from wiki_assets.resources.download import FetchedFile, Progress, RemoteFile, fetch_file
+from wiki_assets.resources.partial import forget_note, partial_path
 from wiki_assets.resources.session import NotThere, Patience, Session, check_root
 
 __all__ = ["DumpMirror", "FetchedFile", "Progress", "RemoteFile"]
@@ -134,8 +135,8 @@ class DumpMirror(dg.ConfigurableResource):
             on_progress: told bytes as `fetch_file` tells them, one call at a time.
             known: by name, what was found when a file was fetched before. A file in place that is, byte for
                 byte, the one known is not fetched again; a server that now has other bytes is refused.
-            on_fetched: told of each file fetched anew the moment it is in place, one call at a time, so that
-                the caller can write down what `known` shall say after a kill.
+            on_fetched: told of each file fetched anew, whole and checked, just before it is in place, one call at
+                a time, so that the caller can write down what `known` shall say after a kill.
 
         Returns:
             One record a file, in the order of `dump_files`.
@@ -153,22 +154,24 @@ class DumpMirror(dg.ConfigurableResource):
                 if on_progress is not None:
                     on_progress(n_bytes)
 
+        def tell(fetched: FetchedFile) -> None:
+            with one_at_a_time:
+                if on_fetched is not None:
+                    on_fetched(fetched)
+
         def have_or_fetch(file: RemoteFile) -> FetchedFile:
             record = (known or {}).get(file.name)
             if record is not None and file.size_bytes not in (None, record.size_bytes):
                 raise CorruptDump(
                     f"{file.name}: the server now lists {file.size_bytes:,} bytes, {record.size_bytes:,} are recorded: "
-                    "delete this snapshot's raw files and manifest to take the new edition"
+                    "delete this snapshot's raw folder to take the new edition"
                 )
             if record is not None and _is_in_place(folder / file.name, record):
+                forget_note(partial_path(folder, file.name))
                 report(record.size_bytes)
                 return record
             session.check_stopped()
-            fetched = fetch_file(session, file, folder, on_progress=report, recorded=record, slots=slots)
-            with one_at_a_time:
-                if on_fetched is not None:
-                    on_fetched(fetched)
-            return fetched
+            return fetch_file(session, file, folder, on_progress=report, recorded=record, on_fetched=tell, slots=slots)
 
         with self._session() as session:
             files = self._dump_files(session, snapshot)

@@ -1,21 +1,24 @@
 """The bytes of a download that have arrived so far, so that a later process can go on from them.
 
 They lie in `<name>.partial`; the note beside it, `<name>.partial.json`, says which edition of which file they
-belong to. Bytes without a note, or with another file's, are forgotten.
+belong to. Bytes without a note, or with another file's, are forgotten. What lies in place of either may be anybody's:
+a link is not followed, and bytes for an object store wait where only we can write.
 """
 
 import fcntl
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import msgspec
 from upath import UPath
 
-from wiki_assets.errors import StoreLocked
-from wiki_assets.files import is_local, sync_folder, write_json
+from wiki_assets.errors import StoreLocked, WikiAssetsError
+from wiki_assets.files import clear_leftovers, fingerprint, is_local, sync_folder, write_json
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,12 +31,43 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+def partial_path(folder: UPath | Path, name: str) -> Path:
+    """Where a download into `folder` gathers its bytes; the folder is made.
+
+    Raises:
+        WikiAssetsError: if another user could have put bytes there.
+    """
+    if is_local(folder):
+        place = Path(cast(Path, folder))
+        place.mkdir(parents=True, exist_ok=True)
+        return place / f"{name}.partial"
+    ours = Path(tempfile.gettempdir()) / f"wiki_assets-{os.getuid()}"
+    with suppress(FileExistsError):
+        ours.mkdir(mode=0o700)
+    found = ours.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise WikiAssetsError(
+            f"{ours}: not a folder that only we can open (mode {stat.filemode(found.st_mode)}, user {found.st_uid}); "
+            "delete it, or set TMPDIR to a folder of your own"
+        )
+    place = ours / fingerprint(str(folder))
+    place.mkdir(exist_ok=True)
+    return place / f"{name}.partial"
+
+
+def forget_note(path: Path) -> None:
+    """Drop the note of a partial file that a killed process had put in place already."""
+    if not path.exists():
+        path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+
+
 class PartialFile:
     """The bytes that have arrived so far, held by one process at a time."""
 
     def __init__(self, path: Path, handle: BinaryIO, url: str, on_progress: Callable[[int], object]) -> None:
         self.path, self._handle, self._url, self._on_progress = path, handle, url, on_progress
         self._note_path = path.with_name(f"{path.name}.json")
+        clear_leftovers(self._note_path)
         self.note = self._read_note()
         self.size = handle.seek(0, os.SEEK_END)
         if self.size and self.note is None:
@@ -48,9 +82,14 @@ class PartialFile:
 
         Raises:
             StoreLocked: if another process, or another thread, is downloading it.
+            WikiAssetsError: if a link, or no file, lies there.
         """
-        handle = cast(BinaryIO, open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0))  # noqa: SIM115
-        with handle:
+        with suppress(FileNotFoundError):
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise WikiAssetsError(f"{path}: a link, or no file; expected the bytes of a download: delete it")
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with cast(BinaryIO, open(number, "r+b", buffering=0)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 ours = os.path.samestat(os.fstat(handle.fileno()), path.stat())
@@ -63,6 +102,7 @@ class PartialFile:
                 yield partial
             finally:
                 if not partial.size:  # nothing arrived: leave nothing
+                    partial._note_path.unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
 
     def clear(self, *, told: bool = True) -> None:
@@ -91,9 +131,13 @@ class PartialFile:
             self._on_progress(n)
             view = view[n:]
 
+    def sync(self) -> None:
+        """Make what arrived durable, where it lies."""
+        os.fsync(self._handle.fileno())
+
     def put_in_place(self, target: UPath | Path) -> None:
         """Make the bytes durable under their name; the note goes."""
-        os.fsync(self._handle.fileno())
+        self.sync()
         if is_local(target):
             os.replace(self.path, self.path.with_name(target.name))
             sync_folder(self.path.parent)

@@ -11,19 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from typing import Self, TypeVar, cast
 
 import httpx
 import tenacity
 
 from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, TransientSource, WikiAssetsError
+from wiki_assets.resources.connections import FAILED_LINE, Transport, is_loopback
 from wiki_assets.resources.listing import read_listing
 
 MAX_REDIRECTS = 5
 MAX_CORRUPT_RETRIES = 2  # a web page or damage instead of the file: a proxy's hiccup, or it is so
 MAX_BACKOFF_S = 60.0
-MIN_BYTES_PER_S = 1024  # slower than this for `stall_s` is a stalled connection
 MAX_LISTING_BYTES = 16 << 20
 T = TypeVar("T")
 
@@ -68,7 +67,9 @@ def check_root(url: str) -> str:
         raise BadRequest(f"mirror {url!r:.200}: {error}; expected a URL such as https://dumps.wikimedia.org") from None
     if root.userinfo or root.query or root.fragment or not root.host or root.scheme not in ("http", "https"):
         raise BadRequest(f"mirror {url!r:.200}: expected https://HOST/PATH without user, query or fragment")
-    if root.scheme == "http" and not _is_loopback(root.host):
+    if root.port is not None and not 0 < root.port < 65536:
+        raise BadRequest(f"mirror {url!r:.200}: there is no port {root.port}; expected 1 to 65535")
+    if root.scheme == "http" and not is_loopback(root.host):
         raise BadRequest(f"mirror {url!r:.200}: plain http is only for this machine (127.0.0.1, localhost); use https")
     return url.rstrip("/")
 
@@ -76,7 +77,8 @@ def check_root(url: str) -> str:
 class Session:
     """One HTTP client for one call on a mirror; threads may share it.
 
-    It asks only `root`'s server (and, for a Wikimedia root, https hosts under wikimedia.org), redirects included.
+    It asks only `root`'s server (and, for a Wikimedia root, https hosts under wikimedia.org), redirects included; and
+    these only at public addresses or, where the root is this machine, at this machine's.
     """
 
     def __init__(self, root: str, user_agent: str, *, max_connections: int, patience: Patience) -> None:
@@ -85,11 +87,11 @@ class Session:
         self._user_agent = user_agent
         self._stop = threading.Event()
         self._not_before = 0.0  # on the monotonic clock; what one thread is told, all obey
+        self._told = threading.Lock()
         self._client = httpx.Client(
             headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(patience.read_s, connect=patience.connect_s),
-            limits=httpx.Limits(max_connections=max_connections),
-            trust_env=not _is_loopback(self.root.host),  # a proxy setting is not meant for this machine
+            transport=Transport(self.root.host, max_connections=max_connections, stall_s=patience.stall_s),
         )
 
     def __enter__(self) -> Self:
@@ -196,8 +198,7 @@ class Session:
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 self._require_ours(target, url)
-                self._stop.wait(max(0.0, self._not_before - time.monotonic()))
-                self.check_stopped()
+                self._wait_until_welcome()
                 with self._client.stream("GET", target, headers=headers) as reply:
                     if not reply.has_redirect_location:
                         self._require_status(reply, url, expected)
@@ -205,25 +206,26 @@ class Session:
                         return
                     target = cast(httpx.Request, reply.next_request).url
             raise SourceUnavailable(f"{url}: more than {MAX_REDIRECTS} redirects, the last to {target}: check base_url")
-        except httpx.TransportError as error:
+        except httpx.InvalidURL as error:
+            raise SourceUnavailable(f"{url}: leads to no URL ({error}): not followed; check base_url") from error
+        except FAILED_LINE as error:
             raise TransientSource(f"{url}: {type(error).__name__}: {error or 'no details'}") from error
 
     def chunks(self, reply: httpx.Response) -> Iterator[bytes]:
         """The body as it arrives, undecoded.
 
         Raises:
-            TransientSource: if it trickles: under 1 KiB a second over `stall_s`.
             Stopped: once `stop` was called.
         """
-        begin, arrived = time.monotonic(), 0
         for chunk in reply.iter_raw():
             self.check_stopped()
             yield chunk
-            arrived += len(chunk)
-            if (elapsed := time.monotonic() - begin) > self.patience.stall_s:
-                if arrived < elapsed * MIN_BYTES_PER_S:
-                    raise TransientSource(f"{reply.url}: stalled: {arrived:,} bytes in {elapsed:,.0f} s")
-                begin, arrived = time.monotonic(), 0
+
+    def _wait_until_welcome(self) -> None:
+        """Wait as long as the server has asked us to, also if it asks another thread for more meanwhile."""
+        while (wait_s := self._not_before - time.monotonic()) > 0 and not self._stop.wait(wait_s):
+            pass
+        self.check_stopped()
 
     def _require_ours(self, target: httpx.URL, asked: str) -> None:
         """Refuse to ask any other server than the root's."""
@@ -252,7 +254,8 @@ class Session:
         if status in (408, 425, 429) or status >= 500:
             retry_after_s = retry_after(reply.headers)
             if retry_after_s <= self.patience.max_wait_s:
-                self._not_before = max(self._not_before, time.monotonic() + retry_after_s)
+                with self._told:
+                    self._not_before = max(self._not_before, time.monotonic() + retry_after_s)
             raise _Busy(f"{url}: answered {status} {reply.reason_phrase}".rstrip(), retry_after_s)
         raise SourceUnavailable(f"{url}: answered {status}; expected {', '.join(map(str, expected))}: check base_url")
 
@@ -273,10 +276,3 @@ def http_date(value: str) -> datetime | None:
         return parsedate_to_datetime(value).replace(tzinfo=UTC)  # HTTP dates are in GMT
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,6 +7,8 @@
 <wiki>/tokens/<date>/00003.parquet         one row a page
 <wiki>/passages/<date>/00003.parquet       one row a passage; made with tokens, under their manifest
 <wiki>/embeddings/<date>/00003.parquet     one vector a passage
+<wiki>/{tokens,embeddings}/<date>/00003.quarantine.jsonl   rows that could not be taken in, where there are any
+<wiki>/lexical/<date>/000001/…             one BM25 index of the snapshot's passages; manifest.json names the newest
 <wiki>/index/<date>-<build>/…              build.json, chroma/ (an embedded store) and shards/00003.json
 <wiki>/published.json                      the pointer that queries follow
 """
@@ -83,6 +85,10 @@ class Store:
         """A shard's file: `articles`, `tokens`, `passages` or `embeddings`."""
         return self.wiki(shard.snapshot.wiki) / artifact / shard.snapshot.date / f"{shard.name}.parquet"
 
+    def quarantine(self, artifact: str, shard: Shard) -> UPath:
+        """Where the rows of a shard lie that were set aside when `tokens` or `embeddings` was made, if any were."""
+        return self.file(artifact, shard).with_suffix(".quarantine.jsonl")
+
     def manifest_path(self, artifact: str, shard: Shard, build: int | None = None) -> UPath:
         """The manifest of a shard's artifact; that of a row of an index needs its build."""
         if build is not None:
@@ -102,6 +108,15 @@ class Store:
     def split(self, snapshot: Snapshot) -> UPath:
         """The folder of a snapshot's split dump files."""
         return self.wiki(snapshot.wiki) / "articles" / snapshot.date / "split"
+
+    def lexical(self, snapshot: Snapshot) -> UPath:
+        """The folder of a snapshot's lexical indexes."""
+        return self.wiki(snapshot.wiki) / "lexical" / snapshot.date
+
+    def lexical_manifest(self, snapshot: Snapshot) -> Manifest | None:
+        """The manifest of a snapshot's newest lexical index, if it is there and its files have the recorded sizes."""
+        manifest = read_manifest(self.lexical(snapshot) / "manifest.json")
+        return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
 
     def dates(self, wiki: str) -> list[str]:
         """The snapshots of which there is raw data here, oldest first."""

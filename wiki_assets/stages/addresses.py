@@ -43,3 +43,9 @@ def language_of(wiki: str) -> str:
     """The language code of a wiki whose documents do not say: `simple` is English."""
     code = _domain(wiki).partition(".")[0]
     return "en" if code in ("simple", "test", "tiny") else code
+
+
+def permalink(url: str, revision: int) -> str:
+    """The address of a page as it stood in one revision; that of the page where the revision is not known."""
+    base, wiki, title = url.partition("/wiki/")
+    return f"{base}/w/index.php?title={title}&oldid={revision}" if wiki and revision else url

@@ -9,6 +9,7 @@ own shape, never by counting pairs.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 MAX_LINE_BYTES = 64 << 20
+_BOM = b"\xef\xbb\xbf"  # says UTF-8, which we know: at the beginning, or where files were joined
 _QUOTED_BYTES = 300  # of a bad line, kept for the person who looks into the quarantine
 
 Quarantined = Literal[
@@ -87,6 +89,7 @@ class _Action(msgspec.Struct):
     index: _Index
 
 
+_looks_like_action = re.compile(rb'\s*\{\s*"index"').match
 _decode_action = msgspec.json.Decoder(_Action).decode
 _decode_document = msgspec.json.Decoder(Document).decode
 
@@ -126,7 +129,7 @@ class DumpReader:
                 self._reject(BadLine.of("too_long", number, b"", f"over {MAX_LINE_BYTES:,} bytes"))
                 action = None
                 continue
-            if line.startswith(b'{"index"'):
+            if _looks_like_action(line):
                 try:
                     decoded = _decode_action(line)
                 except (ValueError, RecursionError) as error:
@@ -192,11 +195,11 @@ class DumpReader:
                 if overlong:
                     overlong = False
                     yield number, None
-                elif line := line.rstrip(b"\r"):
+                elif line := line.removeprefix(_BOM).rstrip(b"\r"):
                     yield number, line if len(line) <= MAX_LINE_BYTES else None
         if overlong or len(rest) > MAX_LINE_BYTES:
             yield number + 1, None
-        elif rest := rest.rstrip(b"\r"):
+        elif rest := rest.removeprefix(_BOM).rstrip(b"\r"):
             yield number + 1, rest
 
 

@@ -1,6 +1,6 @@
 """Passages to vectors, with whatever engine the worker has; the order of work is fixed, so the result is too."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import IO, Any, Protocol
 
@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from wiki_assets import failpoints
 from wiki_assets.errors import DamagedArtifact, SchemaMismatch
+from wiki_assets.stages.quarantine import Quarantine, Quarantined, is_of_the_row, reason_of
 
 CODE_VERSION = "embeddings-1"
 ROW_GROUP_VECTORS = 10_000
@@ -66,8 +68,17 @@ def batch_plan(lengths: NDArray[np.integer[Any]], batch_pieces: int) -> Iterator
         start += size
 
 
+class BadVector(SchemaMismatch):
+    """A vector that is none: NaN, infinite or without length."""
+
+    reason = "not_finite"
+
+
 def embed_passages(
-    input_ids: Sequence[NDArray[np.int32]], encoder: Encoder, names: Sequence[str]
+    input_ids: Sequence[NDArray[np.int32]],
+    encoder: Encoder,
+    names: Sequence[str],
+    set_aside: Callable[[int, BaseException], None] | None = None,
 ) -> NDArray[np.float32]:
     """Embed passages that are tokenized already.
 
@@ -75,12 +86,15 @@ def embed_passages(
         input_ids: n rows of word pieces, special ones included.
         encoder: the model.
         names: n passage ids, for messages.
+        set_aside: called for a row that fails even alone, with why; its vector is NaN then. A batch that fails is
+            tried again row by row, so that a bad row costs only itself.
 
     Returns:
         float32 [n, dim], rows of unit L2 norm, in the order of `input_ids`.
 
     Raises:
-        SchemaMismatch: if a row is empty, or a vector has another width, is not finite, or is zero.
+        SchemaMismatch: if a row is empty, or a vector has another width; BadVector if one is not finite, or is zero,
+            and it cannot be set aside.
     """
     lengths = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
     if len(lengths) and lengths.min() == 0:
@@ -89,33 +103,73 @@ def embed_passages(
         )
     vectors = np.empty((len(input_ids), encoder.dim), np.float32)
     for rows in batch_plan(lengths, encoder.batch_pieces):
-        longest = int(lengths[rows[0]])
-        ids = np.zeros((len(rows), longest), np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : lengths[row]] = input_ids[row]
-            mask[i, : lengths[row]] = 1
-        found = np.asarray(encoder.encode(ids, mask), np.float32)
-        if found.shape != (len(rows), encoder.dim):
-            raise SchemaMismatch(
-                f"passage {names[rows[0]]}: {encoder.engine} returned shape {found.shape}, "
-                f"expected {(len(rows), encoder.dim)}: is this the model the collection was made with?"
-            )
-        norms = np.linalg.norm(found, axis=1, keepdims=True)
-        bad = ~np.isfinite(norms[:, 0]) | (norms[:, 0] < 1e-6)
-        if bad.any():
-            raise SchemaMismatch(
-                f"passage {names[rows[int(bad.argmax())]]}: {encoder.engine} returned NaN, infinity or a zero vector; "
-                "set WIKI_ASSETS_ENGINE=torch to rule the engine out"
-            )
-        vectors[rows] = found / norms
+        try:
+            vectors[rows] = _encode(input_ids, rows, encoder, names)
+        except BaseException as error:  # a panic of a native library is no Exception
+            if set_aside is None or not _is_of_a_row(error):
+                raise
+            for row in rows:
+                try:
+                    vectors[row] = _encode(input_ids, [row], encoder, names)[0]
+                except BaseException as alone:
+                    if not _is_of_a_row(alone):
+                        raise
+                    vectors[row] = np.nan
+                    set_aside(int(row), alone)
     return vectors
 
 
+def _is_of_a_row(error: BaseException) -> bool:
+    """Whether a row may be to blame; another model than it should be is to blame for every one."""
+    return is_of_the_row(error) and (isinstance(error, BadVector) or not isinstance(error, SchemaMismatch))
+
+
+def _encode(
+    input_ids: Sequence[NDArray[np.int32]],
+    rows: Sequence[int] | NDArray[np.int64],
+    encoder: Encoder,
+    names: Sequence[str],
+) -> NDArray[np.float32]:
+    """Unit vectors of some rows, as one batch padded to its first, which is the longest."""
+    if failpoints.armed:
+        for row in rows:
+            failpoints.failpoint("embeddings.passage", names[row])
+    longest = len(input_ids[rows[0]])
+    ids = np.zeros((len(rows), longest), np.int64)
+    mask = np.zeros((len(rows), longest), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(input_ids[row])] = input_ids[row]
+        mask[i, : len(input_ids[row])] = 1
+    found = np.asarray(encoder.encode(ids, mask), np.float32)
+    if found.shape != (len(rows), encoder.dim):
+        raise SchemaMismatch(
+            f"passage {names[rows[0]]}: {encoder.engine} returned shape {found.shape}, "
+            f"expected {(len(rows), encoder.dim)}: is this the model the collection was made with?"
+        )
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    bad = ~np.isfinite(norms[:, 0]) | (norms[:, 0] < 1e-6)
+    if bad.any():
+        raise BadVector(
+            f"passage {names[rows[int(bad.argmax())]]}: {encoder.engine} returned NaN, infinity or a zero vector; "
+            "set WIKI_ASSETS_ENGINE=torch to rule the engine out"
+        )
+    return found / norms
+
+
 def embed_shard(
-    passages: IO[bytes], out: Any, *, encoder: Encoder, params: EmbeddingParams, metadata: dict[str, str]
+    passages: IO[bytes],
+    out: Any,
+    *,
+    encoder: Encoder,
+    params: EmbeddingParams,
+    metadata: dict[str, str],
+    quarantine: Quarantine | None = None,
+    rows: range | None = None,
+    condemned: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Write one vector for each passage of a shard, in the order of the passages.
+
+    A passage that has no vector is set aside, and is not in the file.
 
     Args:
         passages: the shard's passages, Parquet.
@@ -123,35 +177,57 @@ def embed_shard(
         encoder: the model.
         params: what the vectors must agree on.
         metadata: schema metadata.
+        quarantine: gets the passages that are set aside.
+        rows: only these rows of `passages`; all of them, if not given.
+        condemned: rows that are not to be tried, and why: they have ended workers.
 
     Returns:
-        The ledger: passages, vectors, word_pieces, padded_pieces (what the batches really held), max_norm_error.
+        The ledger: passages = vectors + quarantined (by reason); word_pieces, padded_pieces (what the batches really
+        held), max_norm_error.
 
     Raises:
         SchemaMismatch: as `embed_passages` does.
+        NotPoison: if so many passages fail that it is not they.
     """
-    table = pq.read_table(passages, columns=["passage_id", "input_ids"]).combine_chunks()
-    names = table["passage_id"].to_pylist()
-    rows = split_lists(table["input_ids"])
-    vectors = embed_passages(rows, encoder, names)
+    table = pq.read_table(passages, columns=["passage_id", "input_ids"])
+    quarantine = quarantine or Quarantine(len(table))
+    span = range(len(table)) if rows is None else rows
+    places = [row for row in span if row not in (condemned or {})]
+
+    def set_aside(row: int, reason: str, detail: str = "") -> None:
+        page_id = pq.read_table(passages, columns=["page_id"])["page_id"][row].as_py()
+        quarantine.add(Quarantined(page_id, "", reason, detail, passage_id=table["passage_id"][row].as_py()))
+
+    for row in span:
+        if condemned and row in condemned:
+            set_aside(row, condemned[row])
+    read = table.slice(span.start, len(span)) if len(places) == len(span) else table.take(pa.array(places, pa.int64()))
+    names = read["passage_id"].to_pylist()
+    pieces = split_lists(read["input_ids"])
+    vectors = embed_passages(pieces, encoder, names, lambda row, error: set_aside(places[row], *reason_of(error)))
+    sound = np.isfinite(vectors).all(axis=1)
+    kept = read["passage_id"].filter(pa.array(sound)).combine_chunks()
+    vectors = vectors if sound.all() else vectors[sound]
     stored = vectors.astype(params.dtype)
     schema = embeddings_schema(params.dim, params.dtype)
     flat = pa.array(stored.reshape(-1), schema.field("vector").type.value_type)
     column = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
-    result = pa.Table.from_arrays([table["passage_id"], column], schema=schema).replace_schema_metadata(metadata)
+    result = pa.Table.from_arrays([kept, column], schema=schema).replace_schema_metadata(metadata)
     pq.write_table(
         result, out, compression="zstd", compression_level=3, use_dictionary=False, row_group_size=ROW_GROUP_VECTORS
     )
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     padded = sum(len(batch) * int(lengths[batch[0]]) for batch in batch_plan(lengths, encoder.batch_pieces))
     norms = np.linalg.norm(stored.astype(np.float32), axis=1)
+    first = kept[0].as_py() if len(vectors) else None
     return {
-        "passages": len(names),
+        "passages": len(span),
         "vectors": len(vectors),
+        "quarantined": quarantine.counts,
         "word_pieces": int(lengths.sum()),
         "padded_pieces": padded,
         "max_norm_error": float(np.abs(norms - 1).max()) if len(norms) else 0.0,
-        "sample": {"passage_id": names[0], "vector": [round(float(x), 5) for x in vectors[0][:6]]} if names else None,
+        "sample": {"passage_id": first, "vector": [round(float(x), 5) for x in vectors[0][:6]]} if first else None,
     }
 
 

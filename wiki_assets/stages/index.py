@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -44,15 +46,32 @@ class Rows:
 
 
 def shard_rows(
-    articles: IO[bytes], passages: IO[bytes], embeddings: IO[bytes], *, shard: Shard, batch_size: int
+    articles: IO[bytes],
+    passages: IO[bytes],
+    embeddings: IO[bytes],
+    *,
+    shard: Shard,
+    batch_size: int,
+    set_aside: Sequence[str] = (),
 ) -> Iterator[Rows]:
     """Join a shard's three files into rows for the collection, in the order of the passages.
 
+    Args:
+        articles: Parquet, as are the others.
+        passages: of which some have no vector, if they are in `set_aside`.
+        embeddings: in the order of the passages.
+        shard: whose rows these are.
+        batch_size: rows at a time.
+        set_aside: ids of passages that no vector could be made of.
+
     Raises:
-        LedgerBroken: if there is not exactly one vector for each passage, in the same order.
+        LedgerBroken: if there is not exactly one vector for each other passage, in the same order.
     """
     ids, vectors = read_vectors(embeddings)
     spans = pq.read_table(passages, columns=["passage_id", "page_id", "ordinal", "start", "end"])
+    if set_aside:
+        aside = set(set_aside)
+        spans = spans.filter(pa.array([name not in aside for name in spans["passage_id"].to_pylist()]))
     if spans["passage_id"].to_pylist() != ids:
         raise LedgerBroken(
             f"{shard}: {len(spans)} passages and {len(ids)} vectors are not the same rows: materialize embeddings again"
@@ -165,9 +184,26 @@ def self_recall(collection: "Collection", ids: Sequence[str]) -> float:
     return hits / len(ids)
 
 
+class Row(msgspec.Struct, frozen=True):
+    """What is shown of a passage. `start` and `end` count characters of the page's text."""
+
+    passage_id: str
+    page_id: int
+    title: str
+    url: str
+    revision: int
+    start: int
+    end: int
+    text: str
+
+
 @dataclass(frozen=True)
 class Hit:
-    """One passage that answers a question. `score` is the cosine similarity; offsets count characters of the page."""
+    """One passage that answers a question; offsets count characters of the page.
+
+    `score` orders the hits of one answer: cosine similarity, BM25, or both mixed, by the answer's mode. `permalink`
+    shows the revision that was read. A rank or similarity is None where that leg did not return the passage.
+    """
 
     rank: int
     score: float
@@ -180,10 +216,25 @@ class Hit:
     end: int
     snapshot: str
     wiki: str
+    permalink: str = ""
+    similarity: float | None = None
+    dense_rank: int | None = None
+    lexical_rank: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
+
+
+def check_k(k: int) -> int:
+    """Return `k` if so many passages can be asked for.
+
+    Raises:
+        BadRequest: if it is not 1 to `MAX_K`.
+    """
+    if not 1 <= k <= MAX_K:
+        raise BadRequest(f"-k {k}: expected 1 to {MAX_K} passages")
+    return k
 
 
 def check_question(text: str, k: int) -> str:
@@ -192,8 +243,7 @@ def check_question(text: str, k: int) -> str:
     Raises:
         BadRequest: if it is empty, too long, or not text; or if `k` is out of bounds.
     """
-    if not 1 <= k <= MAX_K:
-        raise BadRequest(f"-k {k}: expected 1 to {MAX_K} passages")
+    check_k(k)
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -206,13 +256,16 @@ def check_question(text: str, k: int) -> str:
     return question
 
 
-def nearest_passages(collection: "Collection", vector: NDArray[np.float32], k: int) -> list[Hit]:
-    """The k passages nearest to a question's vector, best first.
+def nearest_passages(
+    collection: "Collection", vector: NDArray[np.float32], k: int, *, among: Sequence[str] | None = None
+) -> list[tuple[str, float]]:
+    """The k passages nearest to a question's vector, best first: their ids and cosine similarities.
 
     Args:
         collection: a published one.
         vector: float32 [dim].
-        k: 1 to `MAX_K`.
+        k: how many.
+        among: ids of the only passages to choose from.
 
     Raises:
         SchemaMismatch: if the vector's width is not the collection's.
@@ -223,24 +276,15 @@ def nearest_passages(collection: "Collection", vector: NDArray[np.float32], k: i
             f"a question of {len(vector)} dimensions, the collection has {width}: ask with the model it was made with"
         )
     found: Any = collection.query(
-        query_embeddings=[vector],
-        n_results=k,
-        include=["documents", "metadatas", "distances"],
+        query_embeddings=[vector], n_results=k, include=["distances"], ids=None if among is None else list(among)
     )
-    documents, metadatas, distances = (found[name][0] for name in ("documents", "metadatas", "distances"))
-    return [
-        Hit(
-            rank=rank,
-            score=round(1.0 - distance, 4),
-            page_id=row["page_id"],
-            title=row["title"],
-            url=row["url"],
-            revision=row["revision"],
-            passage=document,
-            start=row["start"],
-            end=row["end"],
-            snapshot=row["snapshot"],
-            wiki=row["wiki"],
-        )
-        for rank, (document, row, distance) in enumerate(zip(documents, metadatas, distances, strict=True), start=1)
-    ]
+    return [(name, 1.0 - distance) for name, distance in zip(found["ids"][0], found["distances"][0], strict=True)]
+
+
+def stored_rows(collection: "Collection", ids: Sequence[str]) -> dict[str, Row]:
+    """What the collection shows of some passages, by id; those it does not hold are left out."""
+    found: Any = collection.get(ids=list(ids), include=["documents", "metadatas"])
+    return {
+        name: Row(name, row["page_id"], row["title"], row["url"], row["revision"], row["start"], row["end"], document)
+        for name, document, row in zip(found["ids"], found["documents"], found["metadatas"], strict=True)
+    }

@@ -2,9 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, pairwise
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -12,9 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from wiki_assets import failpoints
 from wiki_assets.stages.articles import ROW_GROUP_PAGES
 from wiki_assets.stages.passages import Passage, cut_page
+from wiki_assets.stages.quarantine import Quarantine, Quarantined, is_of_the_row, reason_of
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
+
+T = TypeVar("T")
 
 CODE_VERSION = "tokens-1"
 _LONGEST_BLANK = 100_000  # characters; tiktoken's pattern gives up on runs of white space some 800,000 long
@@ -93,8 +97,13 @@ def tokenize_shard(
     tokenizer: WordPieceTokenizer,
     params: PassageParams,
     metadata: dict[str, str],
+    quarantine: Quarantine | None = None,
+    rows: range | None = None,
+    condemned: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Write the token ids of every page of a shard, and its passages, already cut and tokenized.
+
+    A page that cannot be encoded or cut is set aside, and is in neither file.
 
     Args:
         articles: the shard's articles, Parquet.
@@ -104,14 +113,23 @@ def tokenize_shard(
         tokenizer: the embedding model's own, for the passages.
         params: how pages are cut.
         metadata: schema metadata of both files.
+        quarantine: gets the pages that are set aside.
+        rows: only these rows of `articles`; all of them, if not given.
+        condemned: rows that are not to be tried, and why: they have ended workers.
 
     Returns:
-        The ledger: pages, text_chars in and covered, tokens, passages, word_pieces, unknown_pieces, truncated
-        (0), split_texts, blank (pages whose text no passage could be cut from; 0).
+        The ledger: pages_in = pages + quarantined (by reason); of the pages: text_chars, and covered_chars of them,
+        tokens, passages, word_pieces, unknown_pieces, truncated (0), split_texts.
+
+    Raises:
+        NotPoison: if so many pages fail that it is not they.
     """
+    source = pq.ParquetFile(articles)
+    quarantine = quarantine or Quarantine(source.metadata.num_rows)
     counts: Counter[str] = Counter(
         dict.fromkeys(
             (
+                "pages_in",
                 "pages",
                 "text_chars",
                 "covered_chars",
@@ -127,43 +145,99 @@ def tokenize_shard(
     )
     unknown = tokenizer.unknown
     sample: dict[str, Any] | None = None
+
+    def encode(page: _Page) -> tuple[NDArray[np.uint32], bool]:
+        if failpoints.armed:
+            failpoints.failpoint("tokens.page", page.page_id)
+        return encode_page(page.text, encoding)
+
+    def cut(page: _Page) -> list[Passage]:
+        return cut_page(
+            page.page_id,
+            page.title,
+            page.text,
+            page.language,
+            tokenizer,
+            word_pieces=params.word_pieces,
+            prompt=params.prompt,
+        )
+
     with (
         _parquet(tokens, TOKENS_SCHEMA, metadata) as token_file,
         _parquet(passages, PASSAGES_SCHEMA, metadata) as passage_file,
     ):
-        for batch in pq.ParquetFile(articles).iter_batches(
-            ROW_GROUP_PAGES, columns=["page_id", "title", "text", "language"]
-        ):
-            page_ids, page_titles, texts, languages = (
-                batch[c].to_pylist() for c in ("page_id", "title", "text", "language")
-            )
+        for batch in _pages(source, rows):
+            counts["pages_in"] += len(batch)
+            pages = _without(condemned or {}, batch, quarantine)
             # one encoder after the other: each finds its tables in the cache, a tenth faster than page by page
-            found = [encode_page(text, encoding) for text in texts]
-            encoded = [ids for ids, _ in found]
-            cut: list[tuple[int, Passage]] = []
-            for page_id, title, text, language in zip(page_ids, page_titles, texts, languages, strict=True):
-                passages_of = cut_page(
-                    page_id, title, text, language, tokenizer, word_pieces=params.word_pieces, prompt=params.prompt
-                )
-                cut += [(page_id, passage) for passage in passages_of]
-                counts["text_chars"] += len(text)
-                counts["covered_chars"] += sum(p.end - p.start for p in passages_of)
-            if sample is None and page_ids:
-                sample = {"page_id": page_ids[0], "title": page_titles[0], "token_ids": encoded[0][:12].tolist()}
-            counts["split_texts"] += sum(was_split for _, was_split in found)
-            pieces = [p.input_ids for _, p in cut]
-            counts["pages"] += len(page_ids)
-            counts["tokens"] += sum(map(len, encoded))
-            counts["passages"] += len(cut)
+            encoded = _each(encode, pages, quarantine)
+            cuts = _each(cut, [page for page in pages if page.row in encoded], quarantine)
+            pages = [page for page in pages if page.row in cuts]
+            ids = [encoded[page.row][0] for page in pages]
+            if sample is None and pages:
+                sample = {"page_id": pages[0].page_id, "title": pages[0].title, "token_ids": ids[0][:12].tolist()}
+            cut_pages = [(page.page_id, passage) for page in pages for passage in cuts[page.row]]
+            pieces = [p.input_ids for _, p in cut_pages]
+            counts["pages"] += len(pages)
+            counts["text_chars"] += sum(len(page.text) for page in pages)
+            counts["covered_chars"] += sum(p.end - p.start for _, p in cut_pages)
+            counts["split_texts"] += sum(encoded[page.row][1] for page in pages)
+            counts["tokens"] += sum(map(len, ids))
+            counts["passages"] += len(cut_pages)
             counts["word_pieces"] += sum(map(len, pieces))
-            counts["truncated"] += sum(len(ids) > tokenizer.max_pieces for ids in pieces)
+            counts["truncated"] += sum(len(piece) > tokenizer.max_pieces for piece in pieces)
             if unknown is not None:
-                counts["unknown_pieces"] += sum(ids.count(unknown) for ids in pieces)
-            token_file.write_batch(
-                pa.record_batch([batch["page_id"], _lengths(encoded), _lists(encoded)], schema=token_file.schema)
-            )
-            passage_file.write_batch(_passage_batch(cut, passage_file.schema))
-    return {**counts, "sample": sample}
+                counts["unknown_pieces"] += sum(piece.count(unknown) for piece in pieces)
+            page_ids = pa.array([page.page_id for page in pages], pa.int64())
+            token_file.write_batch(pa.record_batch([page_ids, _lengths(ids), _lists(ids)], schema=token_file.schema))
+            passage_file.write_batch(_passage_batch(cut_pages, passage_file.schema))
+    return {**counts, "quarantined": quarantine.counts, "sample": sample}
+
+
+class _Page(NamedTuple):
+    """A page as it is read for the tokens; `row` is its place in the shard."""
+
+    row: int
+    page_id: int
+    title: str
+    text: str
+    language: str
+
+
+def _pages(articles: pq.ParquetFile, rows: range | None) -> Iterator[list[_Page]]:
+    """The pages of a shard, a batch at a time; only some rows of it, if asked for."""
+    first = 0
+    for batch in articles.iter_batches(ROW_GROUP_PAGES, columns=["page_id", "title", "text", "language"]):
+        columns = (batch[c].to_pylist() for c in ("page_id", "title", "text", "language"))
+        pages = [_Page(row, *values) for row, *values in zip(count(first), *columns, strict=False)]
+        first += len(batch)
+        if rows is not None:
+            pages = [page for page in pages if page.row in rows]
+        if pages or rows is None:
+            yield pages
+
+
+def _without(condemned: Mapping[int, str], pages: list[_Page], quarantine: Quarantine) -> list[_Page]:
+    """Set pages aside unread, because they end whoever reads them."""
+    if not condemned:
+        return pages
+    for page in pages:
+        if (reason := condemned.get(page.row)) is not None:
+            quarantine.add(Quarantined(page.page_id, page.title, reason))
+    return [page for page in pages if page.row not in condemned]
+
+
+def _each(make: Callable[[_Page], T], pages: list[_Page], quarantine: Quarantine) -> dict[int, T]:
+    """What is made of each page, by its row; a page that fails is set aside, so that it costs no other."""
+    made: dict[int, T] = {}
+    for page in pages:
+        try:
+            made[page.row] = make(page)
+        except BaseException as error:  # a panic of a native library is no Exception
+            if not is_of_the_row(error):
+                raise
+            quarantine.add(Quarantined(page.page_id, page.title, *reason_of(error)))
+    return made
 
 
 def _parquet(out: Any, schema: pa.Schema, metadata: dict[str, str]) -> pq.ParquetWriter:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wiki_assets.defs.work import pin_threads
+from wiki_assets.defs.worker import pin_threads
 from wiki_assets.resources.models import EmbeddingModel, fastest_encoding
 from wiki_assets.stages.addresses import page_url
 from wiki_assets.stages.articles import ARTICLES_SCHEMA

@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from wiki_assets.defs.work import pin_threads
+from wiki_assets.defs.worker import pin_threads
 from wiki_assets.resources.engines import load_engine
 from wiki_assets.resources.models import DEFAULT_MODEL, find_model
 from wiki_assets.settings import Settings

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from wiki_assets.defs import indexing, work
+from wiki_assets.defs import indexing, worker
 from wiki_assets.defs.recipes import Cookbook
 from wiki_assets.files import Manifest, whole_file, write_json
 from wiki_assets.keys import Shard
@@ -29,7 +29,7 @@ class Indexing:
     """
 
     def __init__(self, dump: Dump, folder: Path) -> None:
-        work.pin_threads(1)
+        worker.pin_threads(1)
         self._folder = folder
         self._settings = Settings.from_env()
         self._book = run_here(dump, folder / "made", self._settings)

@@ -28,16 +28,6 @@ def mirror() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One Ray for all tests of this session; joining it costs seconds."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
-    yield
-    ray.shutdown()
-
-
 @dataclass
 class Deployment:
     """A wiki kept under one root."""

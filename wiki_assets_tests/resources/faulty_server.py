@@ -1,11 +1,14 @@
 """A small dump server over a dictionary that can be told to fail, request by request."""
 
+import hashlib
 import html
+import select
 import socket
 import struct
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +32,11 @@ class Fault:
     shift_range: int = 0  # a 206 that begins elsewhere, and says so
     after: str | None = None  # not before this path was asked for
     delay_s: float = 0  # before the first byte
-    trickle_s: float = 0  # between single bytes
+    trickle_s: float = 0  # between single bytes of the body
+    trickle_headers_s: float = 0  # between single bytes of the headers
+    stall_after: int | None = None  # send so many bytes of the body, then nothing until the client hangs up
+    chunked: int = 0  # send the body in chunks of so many bytes, without its length
+    no_last_chunk: bool = False  # and leave out the mark that ends it
 
 
 class FaultyServer:
@@ -40,6 +47,9 @@ class FaultyServer:
         self.etags: dict[str, str] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: list[tuple[str, dict[str, str], float]] = []
+        self.replies: list[tuple[str, int, float]] = []  # path, status, and when its headers were out
+        self.sent: Counter[str] = Counter()  # bytes of bodies, by path
+        self.on_request: Callable[[int, str], object] = lambda number, path: None  # before the reply is thought of
         self.open_now = self.most_open = self.n_connections = self.replies_now = self.most_replies = 0
         self.lock = threading.Lock()
         self.ended = threading.Event()
@@ -61,7 +71,7 @@ class FaultyServer:
         return [headers for where, headers, _ in self.requests if unquote(where) == path]
 
     def etag(self, path: str) -> str:
-        return self.etags.get(path, f'"{hash(self.files[path]) & 0xFFFFFFFF:x}"')
+        return self.etags.get(path, f'"{hashlib.sha256(self.files[path]).hexdigest()[:16]}"')
 
     def listing(self, folder: str) -> bytes | None:
         """An nginx page of the names below `folder`; None if there are none."""
@@ -83,6 +93,17 @@ def listing_page(lines: list[str]) -> str:
     return f"{head}{''.join(lines)}</pre><hr></body>\n</html>\n"
 
 
+_LENGTHS = {"Content-Length", "Transfer-Encoding"}
+
+
+def _chunks(body: bytes, size: int, announced: int) -> bytes:
+    """A body in chunks; if it is cut, so is its last chunk."""
+    framed = b"".join(
+        b"%x\r\n%s\r\n" % (min(size, announced - n), body[n : n + size]) for n in range(0, len(body), size)
+    )
+    return framed if len(body) == announced else framed.removesuffix(b"\r\n")
+
+
 class _Server(ThreadingHTTPServer):
     faulty: FaultyServer
     daemon_threads = True
@@ -94,6 +115,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each reply waits 40 ms between headers and body
 
     @property
     def faulty(self) -> FaultyServer:
@@ -119,6 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         faulty, path = self.faulty, unquote(self.path)
         with faulty.lock:
             faulty.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, time.monotonic()))
+            faulty.on_request(len(faulty.requests), path)
             fault = faulty.faults[path].pop(0) if faulty.faults[path] else Fault()
         while fault.after and not faulty.asked(fault.after) and not faulty.ended.wait(0.01):
             pass
@@ -132,23 +155,48 @@ class _Handler(BaseHTTPRequestHandler):
             headers.pop(name, None)
             if value is not None:
                 headers[name] = value
+        if fault.chunked:
+            headers.pop("Content-Length", None)
+            headers["Transfer-Encoding"] = "chunked"
         self.send_response_only(fault.status or status)
         for name, value in headers.items():
             self.send_header(name, value)
+        if fault.trickle_headers_s and not self._trickle(b"".join(self._take_headers()), fault.trickle_headers_s):
+            return
         self.end_headers()
-        cut = len(body) if fault.drop_after is None else min(fault.drop_after, len(body))
+        with faulty.lock:
+            faulty.replies.append((path, fault.status or status, time.monotonic()))
+        cut = min(len(body) if n is None else n for n in (fault.drop_after, fault.stall_after, len(body)))
         if fault.trickle_s:
-            for n in range(cut):
-                self.wfile.write(body[n : n + 1])
-                if faulty.ended.wait(fault.trickle_s):
-                    break
+            self._trickle(body[:cut], fault.trickle_s)
         else:
-            self.wfile.write(body[:cut])
-        if cut < len(body) or "Content-Length" not in headers or int(headers["Content-Length"]) != len(body):
+            self.wfile.write(_chunks(body[:cut], fault.chunked, len(body)) if fault.chunked else body[:cut])
+            if fault.chunked and cut == len(body) and not fault.no_last_chunk:
+                self.wfile.write(b"0\r\n\r\n")
+        with faulty.lock:
+            faulty.sent[path] += cut
+        while fault.stall_after is not None and not faulty.ended.is_set():
+            if select.select([self.connection], [], [], 0.02)[0]:
+                break  # the client sends nothing now, so it has hung up
+        wrong_length = "Content-Length" in headers and int(headers["Content-Length"]) != len(body)
+        if cut < len(body) or wrong_length or fault.no_last_chunk or not headers.keys() & _LENGTHS:
             self.close_connection = True
             if fault.reset:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
+
+    def _take_headers(self) -> list[bytes]:
+        """The headers that wait to be sent."""
+        waiting, self._headers_buffer = self._headers_buffer, []
+        return waiting
+
+    def _trickle(self, data: bytes, every_s: float) -> bool:
+        """Send a byte at a time; False if the test ended before the data did."""
+        for n in range(len(data)):
+            self.wfile.write(data[n : n + 1])
+            if self.faulty.ended.wait(every_s):
+                return False
+        return True
 
     def _right_answer(self, path: str, fault: Fault) -> tuple[int, dict[str, str], bytes]:
         faulty = self.faulty

@@ -156,6 +156,7 @@ def passages_file(rows) -> io.BytesIO:
     table = pa.table(
         {
             "passage_id": pa.array(names(len(rows)), pa.string()),
+            "page_id": pa.array([7] * len(rows), pa.int64()),
             "input_ids": pa.array([list(r) for r in rows], pa.list_(pa.int32())),
         }
     )

@@ -178,6 +178,17 @@ def test_vectors_of_other_passages_are_refused(files, ids):
         list(shard_rows(**files, shard=SHARD, batch_size=10))
 
 
+@pytest.mark.parametrize("aside", [["4-b"], ["4-a", "9-c"], ["4-a", "4-b", "9-c"]])
+def test_passages_that_were_set_aside_need_no_vector(files, aside):
+    ids = [name for name in ("4-a", "4-b", "9-c") if name not in aside]
+    vectors = pa.array(unit_vectors(len(ids)).tolist(), pa.list_(pa.float32(), DIM))
+    files["embeddings"] = parquet(passage_id=pa.array(ids, pa.string()), vector=vectors)
+    batches = list(shard_rows(**files, shard=SHARD, batch_size=10, set_aside=aside))
+    assert [name for rows in batches for name in rows.ids] == ids
+    with pytest.raises(LedgerBroken):
+        list(shard_rows(**files, shard=SHARD, batch_size=10, set_aside=aside[:-1]))
+
+
 # Questions
 
 

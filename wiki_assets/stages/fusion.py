@@ -1,0 +1,83 @@
+"""Two rankings of passages to one: by meaning (vectors) and by words (BM25).
+
+Each leg's scores are divided by its best one, so that both run from about one downwards, and mixed; a passage that one
+leg did not return gets that leg's lowest score. Passages then gain by what else their page has to offer: two more that
+answer say that the page is about the question. Scores, not ranks: a first place that is far ahead counts for more
+than one that is not, which reciprocal rank fusion cannot see (docs/decisions/0010-hybrid-search.md has both measured).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+Leg = Sequence[tuple[str, float]]  # passage ids and scores, best first
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the legs are mixed: chosen on one half of the evaluation questions, reported on the other."""
+
+    dense: float = 0.5  # the rest is the lexical leg's
+    page: float = 0.4  # of the mean of the page's second and third best passage
+    depth: int = 100  # passages that are asked of each leg
+
+
+WEIGHTS = Weights()
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A passage in the mixed ranking, and its rank in each leg, from 1; None where the leg did not return it."""
+
+    passage_id: str
+    score: float
+    dense_rank: int | None
+    lexical_rank: int | None
+
+
+def fuse(dense: Leg, lexical: Leg, page_of: Callable[[str], int], weights: Weights = WEIGHTS) -> list[Fused]:
+    """Mix two rankings.
+
+    Args:
+        dense: passages by cosine similarity, best first.
+        lexical: passages by BM25, best first.
+        page_of: the page of a passage.
+        weights: how much each counts.
+
+    Returns:
+        Every passage of either ranking once, best first; of equal ones the earlier in the dense ranking first.
+    """
+    near, worded = _share_of_best(dense), _share_of_best(lexical)
+    near_least, worded_least = min(near.values(), default=0.0), min(worded.values(), default=0.0)
+    mixed = {
+        name: weights.dense * near.get(name, near_least) + (1 - weights.dense) * worded.get(name, worded_least)
+        for name in dict.fromkeys([*near, *worded])
+    }
+    support = _support(mixed, page_of)
+    ranks = [{name: rank for rank, (name, _) in enumerate(leg, 1)} for leg in (dense, lexical)]
+    scored = [(name, score + weights.page * support[page_of(name)]) for name, score in mixed.items()]
+    scored.sort(key=lambda pair: -pair[1])
+    return [Fused(name, score, ranks[0].get(name), ranks[1].get(name)) for name, score in scored]
+
+
+def _share_of_best(leg: Leg) -> dict[str, float]:
+    """Scores as shares of the leg's best; a leg without a positive score says nothing, and is all zeros."""
+    best = max((score for _, score in leg), default=0.0)
+    return {name: max(0.0, score / best) if best > 0 else 0.0 for name, score in leg}
+
+
+def _support(mixed: Mapping[str, float], page_of: Callable[[str], int]) -> dict[int, float]:
+    """By page, how far its second and third best passage stand above the worst passage of all, on average."""
+    least = min(mixed.values(), default=0.0)
+    by_page: dict[int, list[float]] = {}
+    for name, score in mixed.items():
+        by_page.setdefault(page_of(name), []).append(score - least)
+    return {page: sum(sorted(scores, reverse=True)[1:3]) / 2 for page, scores in by_page.items()}
+
+
+def best_of_each_page(ranking: Sequence[Fused], page_of: Callable[[str], int], k: int) -> list[Fused]:
+    """The best passage of each of the first k pages of a ranking."""
+    first: dict[int, Fused] = {}
+    for fused in ranking:
+        first.setdefault(page_of(fused.passage_id), fused)
+    return list(islice(first.values(), k))

@@ -1,0 +1,1 @@
+"""The service, from its bounds to the page in a real browser."""
