@@ -8,8 +8,8 @@ Source: RFC 1952 for gzip; the bzip2 1.0.8 manual.
 
 import bz2
 import zlib
-from collections.abc import Iterator
-from typing import IO, Protocol, cast
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol, cast
 
 from wiki_assets.errors import BadRequest, CorruptDump
 
@@ -19,7 +19,7 @@ except ImportError:  # the same interface, about three times slower
     _gzip = zlib
 
 READ_BYTES = 1 << 17
-_DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, cast(type[Exception], _gzip.error))
+DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, cast(type[Exception], _gzip.error))
 _MAGIC = {".bz2": b"BZh", ".gz": b"\x1f\x8b"}
 
 
@@ -57,13 +57,16 @@ class _GzipMember:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
-def decoded_chunks(source: IO[bytes], name: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+def decoded_chunks(
+    source: IO[bytes], name: str, chunk_bytes: int = 1 << 20, on_stream: Callable[[int], object] = lambda offset: None
+) -> Iterator[bytes]:
     """Unpack a dump file from its first byte to its last, in bounded memory.
 
     Args:
         source: the packed bytes, at their beginning; read to the end.
         name: the file's name, ending .bz2 or .gz: chooses the format and appears in errors.
         chunk_bytes: no chunk is longer, however small the input that unpacks to it.
+        on_stream: told where each stream begins in the packed file, before its first chunk.
 
     Yields:
         The unpacked bytes, in order; never an empty chunk.
@@ -89,6 +92,7 @@ def decoded_chunks(source: IO[bytes], name: str, chunk_bytes: int = 1 << 20) -> 
             )
         require_magic(pending, name)
         number += 1
+        on_stream(offset)
         stream: _Stream = bz2.BZ2Decompressor() if magic == _MAGIC[".bz2"] else _GzipMember()
         where = f"{name}: stream {number}, which begins at byte {offset:,},"
         offset += len(pending)
@@ -100,7 +104,7 @@ def decoded_chunks(source: IO[bytes], name: str, chunk_bytes: int = 1 << 20) -> 
                 at_end = not pending
             try:
                 chunk = stream.decompress(pending, chunk_bytes)
-            except _DAMAGED as error:
+            except DAMAGED as error:
                 raise CorruptDump(f"{where} is damaged before byte {offset:,} ({error}): refetch it") from None
             pending = b""
             if chunk:
@@ -109,6 +113,18 @@ def decoded_chunks(source: IO[bytes], name: str, chunk_bytes: int = 1 << 20) -> 
                 raise CorruptDump(f"{where} is cut: the file ends at byte {offset:,}: refetch it")
         pending = stream.unused_data
         offset -= len(pending)
+
+
+def raw_inflater(window: bytes) -> Any:
+    """What goes on unpacking a deflate stream at the first byte of a block.
+
+    Args:
+        window: the text before that block: 32 KiB, or less where there is less.
+
+    Returns:
+        A decompression object of `zlib`'s kind; its methods raise `DAMAGED`.
+    """
+    return _gzip.decompressobj(wbits=-15, zdict=window)
 
 
 def require_magic(head: bytes, name: str) -> None:

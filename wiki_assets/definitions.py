@@ -6,6 +6,7 @@ import dagster as dg
 from dagster_ray import RayResource
 
 from wiki_assets.defs.assets import wiki_assets
+from wiki_assets.defs.automation import keep_up_to_date
 from wiki_assets.defs.sensors import new_snapshots
 from wiki_assets.defs.upkeep.sensor import reap_dead_runs
 from wiki_assets.defs.wikis import WikiConfig, known_wikis
@@ -33,7 +34,10 @@ def build(
     configs = known_wikis(settings, store) if wikis is None else wikis
     return dg.Definitions(
         assets=[asset for config in configs for asset in wiki_assets(config)],
-        sensors=[*(new_snapshots(config) for config in configs), reap_dead_runs],
+        sensors=[
+            *(sensor(config) for config in configs for sensor in (new_snapshots, keep_up_to_date)),
+            reap_dead_runs,
+        ],
         resources={
             "store": store,
             "settings": settings,

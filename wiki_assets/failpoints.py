@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 COMMIT = ("file.create", "file.write", "file.fsync", "file.check", "file.replace", "file.sync_folder", "file.done")
 """The points of the commit protocol, in the order in which each file passes them."""
-POINTS = (*COMMIT, "tokens.page", "embeddings.passage")
+POINTS = (*COMMIT, "tokens.page", "embeddings.passage", "retention.remove")
 """Every point there is."""
 
 

@@ -45,6 +45,27 @@ class Settings:
     task_seconds: int = _setting(
         "TASK_SECONDS", 900, "how long a worker may take over a task before it is ended; over much data, longer"
     )
+    keep_snapshots: int = _setting(
+        "KEEP_SNAPSHOTS", 0, "snapshots of a wiki that are kept; 0 = its line in the wikis file, else 3"
+    )
+    keep_builds: int = _setting(
+        "KEEP_BUILDS",
+        0,
+        "builds of a wiki's index that are kept, the published one and those to roll back to; "
+        "0 = its line in the wikis file, else 2",
+    )
+    max_loss: float = _setting(
+        "MAX_LOSS",
+        0.0,
+        "share of the published pages that a new snapshot may lack and be published; "
+        "0 = its line in the wikis file, else 0.1",
+    )
+    max_drift: float = _setting(
+        "MAX_DRIFT",
+        0.0,
+        "share by which pages and passages may be more or fewer than the published ones; "
+        "0 = its line in the wikis file, else 0.5",
+    )
     rate: int = _setting("RATE", 20, "requests a second that the service takes of one client; 0 = no limit")
     trusted_proxies: str = _setting(
         "TRUSTED_PROXIES",
@@ -72,7 +93,8 @@ class Settings:
                 try:
                     values[spec.name] = type(spec.default)(text)
                 except ValueError:
-                    raise BadRequest(f"{variable}={text!r}: expected a whole number, such as {spec.default}") from None
+                    number = "a number, such as 0.1" if spec.type is float else f"a whole number, such as {spec.default}"
+                    raise BadRequest(f"{variable}={text!r}: expected {number}") from None
         settings = cls(**values)
         if settings.shards:
             check_shard_count(settings.shards)

@@ -61,6 +61,14 @@ def encoding(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tinywiki(tmp_path_factory):
+    """Settings of a root where the tiny wiki is published; who wants to change it takes a copy."""
+    from wiki_assets_tests.tinywiki.published import publish_tinywiki
+
+    return publish_tinywiki(tmp_path_factory.mktemp("tinywiki") / "data")
+
+
+@pytest.fixture(scope="session")
 def sample_data():
     """The folder of the sample of real dumps; a test that asks for it is skipped where there is none."""
     if not (SAMPLE / "dumps").is_dir():
@@ -73,6 +81,6 @@ def ray_cluster():
     """One Ray for all tests of this session; joining it costs seconds."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     yield
     ray.shutdown()

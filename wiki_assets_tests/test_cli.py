@@ -51,6 +51,22 @@ def test_a_second_run_has_nothing_to_do(published: Terminal) -> None:
     assert (again.returncode, again.stdout) == (0, "tinywiki-20250105: nothing to do, published_index is up to date\n")
 
 
+def test_watching_once_says_why_nothing_is_due(published: Terminal) -> None:
+    once = published("watch", "tinywiki", "--once")
+    assert once.returncode == 0, once.stderr
+    assert once.stdout.startswith("tinywiki: nothing to do: 20250105 is known here and is the newest on http://")
+
+
+def test_the_wikis_that_are_kept_are_listed(published: Terminal) -> None:
+    listed = published("wikis")
+    assert listed.returncode == 0
+    (line,) = [line for line in listed.stdout.splitlines() if line.startswith("tinywiki")]
+    assert line.endswith("every 60 min  20250105        tinywiki-20250105-1, 53 pages")
+    rows = {row["wiki"]: row for row in map(json.loads, published("wikis", "--json").stdout.splitlines())}
+    assert rows["enwiki"]["shards"] == 512
+    assert rows["tinywiki"]["published"] == "tinywiki-20250105-1"
+
+
 def test_a_question_is_answered_by_the_right_page(published: Terminal) -> None:
     answer = published("query", "Which lake holds a fifth of the unfrozen fresh water?", "-k", "3")
     assert answer.returncode == 0
@@ -72,6 +88,7 @@ def test_status_counts_every_asset(published: Terminal) -> None:
         "articles": (2, 2),
         "tokens": (2, 2),
         "embeddings": (2, 2),
+        "lexical_index": (1, 1),
         "chroma_collection": (2, 2),
         "published_index": (1, 1),
     }

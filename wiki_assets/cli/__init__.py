@@ -7,6 +7,7 @@ from wiki_assets.cli.kube import doctor
 from wiki_assets.cli.make import materialize, status, ui
 from wiki_assets.cli.serve import mcp, serve
 from wiki_assets.cli.upkeep import reap, rebuild_index, reconcile, verify
+from wiki_assets.cli.watch import watch, wikis
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,5 +21,20 @@ def main() -> None:
     """
 
 
-for command in (materialize, query, evaluation, serve, mcp, status, ui, verify, reconcile, rebuild_index, reap, doctor):
+for command in (
+    materialize,
+    watch,
+    wikis,
+    query,
+    evaluation,
+    serve,
+    mcp,
+    status,
+    ui,
+    verify,
+    reconcile,
+    rebuild_index,
+    reap,
+    doctor,
+):
     main.add_command(command)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from dagster_ray import RayResource
 
 from wiki_assets.defs import work
+from wiki_assets.defs.automation import WHEN_ALL_IS_THERE, WHEN_INPUT_IS_THERE, WHEN_REGISTERED
 from wiki_assets.defs.checks import CHECKS
 from wiki_assets.defs.deadlines import deadlines
 from wiki_assets.defs.failures import message_of, one_line_errors
@@ -82,6 +83,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                     group_name=wiki,
                     kinds=kinds,
                     metadata={"dagster/column_schema": _columns(*columns)} if columns else None,
+                    automation_condition=WHEN_INPUT_IS_THERE,
                 )
             ],
             check_specs=[
@@ -112,6 +114,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         retry_policy=RETRY,
         description="The dump files as published, byte for byte, and their manifest.",
+        automation_condition=WHEN_REGISTERED,
     )
     def raw_dump(
         context: dg.AssetExecutionContext,
@@ -147,16 +150,16 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         def make(snapshot: Snapshot, todo: Sequence[Recipe]) -> Iterator[Done]:
             splits = work.splits_of(store, config, snapshot, context.run.run_id)
             to_split = [split for split in splits if not ((made := split.made()) and split.has_fragments(made))]
-            say(context, f"{snapshot} articles: {len(to_split)} of {len(splits)} dump files to split")
+            say(context, f"{snapshot} articles: {len(to_split)} of {len(splits)} {_parts(splits)} to split")
             limit = deadlines(settings)
             for split, result in fan_out(work.split_dump_file, [(s, (s,)) for s in to_split], deadline_s=limit):
                 if isinstance(result, Exception):
-                    raise WikiAssetsError(f"{split.file_name} could not be split: {message_of(result)}") from result
+                    raise WikiAssetsError(f"{split.name} could not be split: {message_of(result)}") from result
                 counts = result.counts
                 left_out = {**counts["filtered"], **counts["quarantined"]}
                 say(
                     context,
-                    f"{split.file_name}: {counts['pages']:,} pages of {counts['documents']:,} documents; "
+                    f"{split.name}: {counts['pages']:,} pages of {counts['documents']:,} documents; "
                     f"left out {left_out or 'nothing'}",
                 )
             tasks = works(todo, store, settings, context.run.run_id)
@@ -244,6 +247,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         retry_policy=RETRY,
         description="Every passage of the snapshot in one BM25 index, with the titles and redirects of its page.",
+        automation_condition=WHEN_ALL_IS_THERE,
     )
     def lexical_index(
         context: dg.AssetExecutionContext,
@@ -286,6 +290,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                 group_name=wiki,
                 kinds={"chroma"},
                 description="The pointer that queries follow. Moves only when every check below has passed.",
+                automation_condition=WHEN_ALL_IS_THERE,
             )
         ],
         check_specs=[dg.AssetCheckSpec(check, asset=key("published_index"), blocking=True) for check in GATE],
@@ -322,6 +327,11 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         )
 
     return [raw_dump, articles, tokens, embeddings, lexical_index, chroma_collection, published_index]
+
+
+def _parts(splits: Sequence[work.Split]) -> str:
+    """What is split: files, or ranges of them."""
+    return "dump files" if all(split.part is None for split in splits) else "ranges of dump files"
 
 
 def gpus_per_task() -> int:

@@ -58,9 +58,10 @@ def nothing_truncated(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]
 
 
 def vector_for_each_passage(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:
-    """Every passage has a vector, or was set aside with its reason."""
-    n = totals(shards, "passages", "vectors")
-    return n["passages"] == n["vectors"] + set_aside(shards), {**n, "quarantined": set_aside(shards)}
+    """Every passage has a vector, made now or taken from an earlier snapshot, or was set aside with its reason."""
+    n = totals(shards, "passages", "vectors", "passages_reused", "passages_embedded")
+    whole = n["vectors"] == n["passages_reused"] + n["passages_embedded"]
+    return whole and n["passages"] == n["vectors"] + set_aside(shards), {**n, "quarantined": set_aside(shards)}
 
 
 def unit_norms(shards: Sequence[Manifest]) -> tuple[bool, dict[str, Any]]:

@@ -16,6 +16,12 @@ _WORKSPACE = """load_from:
       location_name: wiki_assets
 """
 
+DAEMON_SETTINGS = {
+    # a backfill waits while the code server is down; without this the daemon fails it, and cancels its runs
+    "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1",
+}
+"""Environment of Dagster's daemon, for what `dagster.yaml` has no place for."""
+
 POOL_LIMITS = {"mirror": 1, "chroma": 1}  # runs at once: one download, one writer
 
 
@@ -30,6 +36,8 @@ def prepare_home(settings: Settings) -> Path:
     if not workspace.exists():
         workspace.write_text(_WORKSPACE)
     os.environ["DAGSTER_HOME"] = str(home)
+    for name, value in DAEMON_SETTINGS.items():
+        os.environ.setdefault(name, value)
     return home
 
 

@@ -6,21 +6,34 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from wiki_assets.defs.census import census, drift, no_passage_twice
 from wiki_assets.defs.checks import CHECKS, set_aside, totals
 from wiki_assets.defs.lexical import examine_lexical, give_up_lexical, made_lexical, pointer_part
-from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
+from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, code_version, collection_name
+from wiki_assets.defs.rollback import was_rolled_back, with_history
 from wiki_assets.defs.work import splits_of
 from wiki_assets.errors import NotPublished
 from wiki_assets.files import Manifest
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.chroma import open_store, published_collection
+from wiki_assets.search.gate import examine_questions
 from wiki_assets.settings import Settings
 from wiki_assets.stages.embeddings import read_vectors
 from wiki_assets.stages.index import self_recall
 
 MIN_SELF_RECALL = 0.99
 _SAMPLE = 200  # passages asked for by their own vector
-GATE = ("every_shard_made", "documents_conserved", "stages_agree", "collection_answers", "words_answer")
+GATE = (
+    "every_shard_made",
+    "documents_conserved",
+    "stages_agree",
+    "collection_answers",
+    "words_answer",
+    "no_passage_twice",
+    "census",
+    "drift",
+    "questions_answered",
+)
 
 
 @dataclass
@@ -29,6 +42,7 @@ class Gate:
 
     results: dict[str, tuple[bool, dict[str, Any]]] = field(default_factory=dict)
     words: Manifest | None = None  # of the lexical index that was examined
+    made: dict[str, list[Manifest]] = field(default_factory=dict)  # what was examined, by artifact
 
     @property
     def passed(self) -> bool:
@@ -38,14 +52,15 @@ class Gate:
     @property
     def reasons(self) -> str:
         """The checks that failed and what they found, in one line."""
-        return "; ".join(f"{name}: {facts}" for name, (passed, facts) in self.results.items() if not passed)
+        failed = [(name, facts) for name, (passed, facts) in self.results.items() if not passed]
+        return "; ".join(f"{name}: {facts.get('found') or facts}" for name, facts in failed)
 
 
 def examine(book: Cookbook, snapshot: Snapshot, settings: Settings) -> Gate:
     """Ask everything of a snapshot that must hold before it is published. Reads manifests and the collection."""
     gate = Gate()
     shards = book.shards(snapshot)
-    made: dict[str, list[Manifest]] = {}
+    made = gate.made
     missing: dict[str, list[str]] = {}
     raw = book.store.raw_manifest(snapshot)
     for artifact in SHARD_ARTIFACTS:
@@ -65,7 +80,37 @@ def examine(book: Cookbook, snapshot: Snapshot, settings: Settings) -> Gate:
     gate.words = made_lexical(book, snapshot)
     passages = totals(made["tokens"], "passages")["passages"]
     gate.results["words_answer"] = examine_lexical(book, snapshot, settings, gate.words, passages)
+    published = book.store.pointer(snapshot.wiki)
+    gate.results["no_passage_twice"] = no_passage_twice(made, gate.results["collection_answers"][1].get("rows"))
+    gate.results["census"] = census(book, snapshot, made, published)
+    gate.results["drift"] = drift(book, snapshot, made, published)
+    gate.results["questions_answered"] = (
+        _questions(book, snapshot, settings, gate, published)
+        if gate.passed
+        else (False, {"found": "not asked before all else holds"})
+    )
     return gate
+
+
+def _questions(
+    book: Cookbook, snapshot: Snapshot, settings: Settings, gate: Gate, published: dict[str, Any] | None
+) -> tuple[bool, dict[str, Any]]:
+    """The kept questions are answered as well as the wiki asks for, and not worse than by the published build."""
+    passed, facts = examine_questions(book.store, _draft(book, snapshot, gate), settings)
+    if not passed or "recall@10" not in facts or published is None or published["snapshot"] > snapshot.date:
+        return passed, facts
+    before = examine_questions(book.store, published, settings)[1].get("recall@10")
+    if before is None:
+        return passed, {**facts, "note": f"{published['collection']} could not be asked"}
+    most = book.config.max_recall_drop
+    facts |= {"published": published["collection"], "published_recall@10": before, "most_worse": most}
+    if facts["recall@10"] >= before - most:
+        return passed, facts
+    found = f"recall@10 is {facts['recall@10']:.3f}, that of {published['collection']} is {before:.3f}"
+    return False, facts | {
+        "found": f"{found}: expected at most {most} less",
+        "next": "look at what the kept questions find; if it must be, raise max_recall_drop in the wiki's line",
+    }
 
 
 def _documents(book: Cookbook, snapshot: Snapshot, articles: list[Manifest]) -> tuple[bool, dict[str, Any]]:
@@ -74,7 +119,7 @@ def _documents(book: Cookbook, snapshot: Snapshot, articles: list[Manifest]) -> 
     for split in splits_of(book.store, book.config, snapshot):
         manifest = split.made()
         if manifest is None:
-            return False, {"found": f"{split.file_name} was not split with today's code: materialize articles"}
+            return False, {"found": f"{split.name} was not split with today's code: materialize articles"}
         documents += manifest.counts["documents"]
         lost.update(manifest.counts["filtered"])
         lost.update(manifest.counts["quarantined"])
@@ -142,29 +187,19 @@ def refuse(book: Cookbook, snapshot: Snapshot, gate: Gate) -> str:
     if gate.words is not None and whole and not gate.results["words_answer"][0]:
         give_up_lexical(book.store, snapshot)
         return "the lexical index is given up; materialize lexical_index again, it makes another"
+    moves = [facts["next"] for passed, facts in gate.results.values() if not passed and "next" in facts]
+    if whole and moves:
+        return "; ".join(moves)
     return "materialize what is missing, then publish again"
 
 
-def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
-    """Move the wiki's pointer to this snapshot's build; keep what it pointed to, for a rollback.
-
-    The pointer never moves to an older snapshot: going back is a rollback, and is asked for as such.
-
-    Returns:
-        The pointer as it stands now.
-
-    Raises:
-        Superseded: if another run moves the pointer at this moment.
-    """
+def _draft(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
+    """What the pointer will say of a snapshot's current build."""
     build = book.current_build(snapshot)
     assert build is not None, "the gate asks for a whole build"
-    assert gate.passed, gate.reasons
     assert gate.words is not None, "the gate asks for a lexical index"
-    old = book.store.pointer(snapshot.wiki)
-    if old is not None and old["snapshot"] > snapshot.date:
-        return old
     model = book.config.find_model()
-    pointer: dict[str, Any] = {
+    return {
         "wiki": snapshot.wiki,
         "snapshot": snapshot.date,
         "build": build,
@@ -173,13 +208,31 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
         "model": {"name": model.name, "sha256": model.sha256, "dim": model.dim},
         "pages": gate.results["stages_agree"][1]["pages"],
         "passages": gate.results["stages_agree"][1]["indexed"],
+        "cut": code_version("tokens", book.config),
         "shards": book.config.shards,
         "lexical": pointer_part(gate.words),
-        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    same = old is not None and (old["snapshot"], old["build"]) == (snapshot.date, build)
-    pointer["previous"] = (
-        (old or {}).get("previous") if same else {k: v for k, v in (old or {}).items() if k != "previous"} or None
-    )
+
+
+def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
+    """Move the wiki's pointer to this snapshot's build; keep what it pointed to, for a rollback.
+
+    The pointer never moves to an older snapshot, nor to a build that was rolled back: that is asked for as such, by
+    `wiki-assets rollback`.
+
+    Returns:
+        The pointer as it stands now.
+
+    Raises:
+        Superseded: if another run moves the pointer at this moment.
+    """
+    assert gate.passed, gate.reasons
+    pointer = _draft(book, snapshot, gate)
+    old = book.store.pointer(snapshot.wiki)
+    if old is not None and (old["snapshot"] > snapshot.date or was_rolled_back(old, pointer["collection"])):
+        return old
+    pointer["published_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    same = old is not None and old["collection"] == pointer["collection"]
+    pointer["previous"] = (old or {}).get("previous") if same else with_history(old, book.config.keep_builds - 1)
     book.store.publish(snapshot.wiki, pointer, instead_of=old)
     return pointer

@@ -134,6 +134,10 @@ def manifest_facts(manifest: Manifest) -> dict[str, Any]:
     facts: dict[str, Any] = {name: value for name, value in counts.items() if isinstance(value, int | float)}
     facts |= {name: dg.MetadataValue.json(value) for name, value in counts.items() if isinstance(value, dict)}
     facts |= {name: value for name, value in stats.items() if isinstance(value, int | float | str)}
+    if date := counts.get("compared_with"):
+        facts["compared_with"] = date
+    if "passages_reused" in counts:
+        facts["passages_reused_percent"] = round(100 * counts["passages_reused"] / max(1, counts["passages"]), 2)
     facts |= {"size_bytes": size, "fingerprint": manifest.fingerprint}
     if rows is not None:
         facts["dagster/row_count"] = rows

@@ -15,10 +15,13 @@ from wiki_assets.settings import Settings
 
 _DUMP_BYTES_PER_SHARD = 32 << 20  # compressed; gives simplewiki 32, and 512 for what is as large as enwiki
 _MOST_SHARDS = 512
+_ASKED = ("keep_snapshots", "keep_builds", "max_loss", "max_drift")  # settings that win over a wiki's line
 
 
 class WikiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How one wiki is kept. A change of any but `shards` makes what it touches stale; `shards` cannot change."""
+    """How one wiki is kept. `shards` cannot change. A change of what decides what is made (model, encoding, word
+    pieces, dtype) makes what it touches stale.
+    """
 
     wiki: str
     shards: int
@@ -26,6 +29,12 @@ class WikiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encoding: str = "cl100k_base"
     passage_word_pieces: int = 128
     vector_dtype: str = "float32"
+    check_minutes: int = 60  # how often the mirror is asked for a new snapshot
+    keep_snapshots: int = 3
+    keep_builds: int = 2  # of the index: the published one, and those to roll back to
+    max_loss: float = 0.1  # share of the published pages that a new snapshot may lack
+    max_drift: float = 0.5  # share by which pages and passages may differ in number from the published ones
+    max_recall_drop: float = 0.02  # by which the kept questions may be answered worse than by the published build
 
     def __post_init__(self) -> None:
         check_wiki(self.wiki)
@@ -34,6 +43,15 @@ class WikiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadRequest(f"{self.wiki}: passage_word_pieces = {self.passage_word_pieces}: expected 16 to 8192")
         if self.vector_dtype not in ("float32", "float16"):
             raise BadRequest(f"{self.wiki}: vector_dtype = {self.vector_dtype!r}: expected float32 or float16")
+        if not 1 <= self.check_minutes <= 10_080:
+            raise BadRequest(f"{self.wiki}: check_minutes = {self.check_minutes}: expected 1 to 10080, a week")
+
+        for name in ("keep_snapshots", "keep_builds"):
+            if getattr(self, name) < 1:
+                raise BadRequest(f"{self.wiki}: {name} = {getattr(self, name)}: expected 1 or more")
+        for name, most in (("max_loss", 1), ("max_drift", 100), ("max_recall_drop", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise BadRequest(f"{self.wiki}: {name} = {getattr(self, name)}: expected a share, such as 0.1")
 
     def find_model(self) -> EmbeddingModel:
         """The wiki's embedding model on this machine."""
@@ -90,8 +108,9 @@ def wiki_config(wiki: str, settings: Settings, store: Store, *, dump_bytes: int 
             f"{wiki}: no data, and no line in the wikis file: "
             f"run wiki-assets materialize {wiki}, or set WIKI_ASSETS_SHARDS"
         )
+    asked = {name: value for name in _ASKED if (value := getattr(settings, name))}
     try:
-        return msgspec.convert({**line, "wiki": check_wiki(wiki), "shards": shards}, WikiConfig)
+        return msgspec.convert({**line, **asked, "wiki": check_wiki(wiki), "shards": shards}, WikiConfig)
     except msgspec.ValidationError as error:
         raise BadRequest(f"[{wiki}] in the wikis file: {error}") from None
 

@@ -3,13 +3,15 @@
 Runs inside Ray tasks, so it imports neither Dagster nor Ray, and what it returns is a handful of numbers.
 """
 
+import hashlib
 import io
 import os
 import resource
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +21,14 @@ import pyarrow.parquet as pq
 
 from wiki_assets.claims import Claim, claim
 from wiki_assets.compression import decoded_chunks
+from wiki_assets.defs.previous import compared_with, sources_of_vectors
 from wiki_assets.defs.recipes import Recipe
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.errors import CorruptDump, DamagedArtifact, LedgerBroken
 from wiki_assets.files import FileRecord, Manifest, fingerprint, read_manifest, sizes_agree, whole_file
 from wiki_assets.keys import Shard, Snapshot
+from wiki_assets.ranges import Range, Restart, range_chunks, unpacked_restarts
+from wiki_assets.resources.download import restarts_path
 from wiki_assets.resources.engines import load_engine
 from wiki_assets.resources.models import fastest_encoding
 from wiki_assets.resources.store import Store
@@ -34,6 +39,8 @@ from wiki_assets.stages.embeddings import EmbeddingParams, embed_shard
 from wiki_assets.stages.quarantine import Quarantine, read_quarantine
 from wiki_assets.stages.tokens import PassageParams, tokenize_shard
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
+
+_TELLING = 64  # passages, fewer do not tell what one costs: the first batches warm the engine up
 
 
 @dataclass(frozen=True)
@@ -104,16 +111,25 @@ class Split:
     sha256: str
     decoded_bytes: int
     run: str = ""  # the Dagster run that asks for it
+    number: int = 0  # of the range
+    part: Range | None = None  # of the file; all of it, if none
+    restarts: str = ""  # SHA-256 of the file's restart points
+
+    @property
+    def name(self) -> str:
+        """The file's name, and which range of it."""
+        return f"{self.file_name}@{self.number:05d}" if self.part else self.file_name
 
     @property
     def fingerprint(self) -> str:
-        """Of the dump file, the code and the shard count."""
-        return fingerprint(CODE_VERSION, self.config.shards, self.sha256)
+        """Of the dump file, the code and the shard count; and of the range."""
+        which = (self.part.start, self.part.sha256) if self.part else ()
+        return fingerprint(CODE_VERSION, self.config.shards, self.sha256, *which)
 
     @property
     def manifest_path(self) -> Any:
         """Where the split's manifest lies; it stays after the fragments are gone."""
-        return self.store.split(self.snapshot) / f"{self.file_name}.json"
+        return self.store.split(self.snapshot) / f"{self.name}.json"
 
     def made(self) -> Manifest | None:
         """The split's manifest, if it is up to date; its fragments may be gone."""
@@ -129,35 +145,51 @@ class Split:
         batches = manifest.counts["batches_by_shard"].get(str(shard), [])
         return Fragment(self._path("arrow"), batches, self._path("redirects.parquet"))
 
+    def chunks(self, raw: IO[bytes]) -> Iterator[bytes]:
+        """The text of the file, or of the range of it."""
+        if self.part is None:
+            return decoded_chunks(raw, self.file_name)
+        return range_chunks(raw, self.file_name, self.part, self._restarts())
+
+    def _restarts(self) -> list[Restart]:
+        """The file's restart points, as they were when it was fetched; none if they are lost: that costs time only."""
+        path = restarts_path(self.store.raw(self.snapshot), self.file_name)
+        try:
+            data = path.read_bytes() if self.restarts else b""
+            return unpacked_restarts(data) if hashlib.sha256(data).hexdigest() == self.restarts else []
+        except (FileNotFoundError, ValueError):
+            return []
+
     def _path(self, ending: str) -> Any:
-        return self.store.split(self.snapshot) / f"{self.file_name}.{ending}"
+        return self.store.split(self.snapshot) / f"{self.name}.{ending}"
 
     def _name(self, ending: str) -> str:
-        return f"articles/{self.snapshot.date}/split/{self.file_name}.{ending}"
+        return f"articles/{self.snapshot.date}/split/{self.name}.{ending}"
 
 
 def split_dump_file(split: Split) -> Manifest:
-    """Read one dump file and sort its pages into fragments; every other row is counted, bad ones are kept.
+    """Read one dump file, or a range, and sort its pages into fragments; every other row is counted, bad ones are kept.
 
     Raises:
-        CorruptDump: if the file decodes to another length than when it was fetched.
+        CorruptDump: if the text is not what it was when the file was fetched.
         LedgerBroken: if documents in are not pages plus those left out for a reason.
     """
     writes = [split._path(ending) for ending in ("arrow", "redirects.parquet", "quarantine.jsonl")]
     mine = claim(split.manifest_path, split.run, writes=writes)
     with _measured() as stats:
-        reader = DumpReader()
+        reader = DumpReader(lines_before=split.part.line if split.part else 0)
+        expected = split.part.size_bytes if split.part else split.decoded_bytes
         source = split.store.raw(split.snapshot) / split.file_name
         with (
             source.open("rb") as raw,
             whole_file(split._path("arrow"), fence=mine.fence) as fragment,
             whole_file(split._path("redirects.parquet"), fence=mine.fence) as redirects,
         ):
-            chunks = decoded_chunks(raw, split.file_name)
-            counts = split_documents(reader.documents(chunks), fragment, redirects, shards=split.config.shards)
-            if reader.bytes_read != split.decoded_bytes:
+            found = reader.documents(split.chunks(raw))
+            counts = split_documents(found, fragment, redirects, shards=split.config.shards)
+            if reader.bytes_read != expected:
                 raise CorruptDump(
-                    f"{source}: decodes to {reader.bytes_read:,} bytes, {split.decoded_bytes:,} when it was fetched: "
+                    f"{source}: decodes to {reader.bytes_read:,} bytes, {expected:,} when it was fetched: "
                     "delete it, then materialize raw_dump"
                 )
         with whole_file(split._path("quarantine.jsonl"), fence=mine.fence) as quarantine:
@@ -168,7 +200,7 @@ def split_dump_file(split: Split) -> Manifest:
     if documents != counts.pages + sum(counts.filtered.values()) + n_bad or counts.pages != sum(
         counts.pages_by_shard.values()
     ):
-        raise LedgerBroken(f"{source}: {documents} documents do not add up: {counts}")
+        raise LedgerBroken(f"{split.name}: {documents} documents do not add up: {counts}")
     manifest = Manifest(
         artifact="split",
         wiki=split.snapshot.wiki,
@@ -176,7 +208,7 @@ def split_dump_file(split: Split) -> Manifest:
         fingerprint=split.fingerprint,
         code_version=CODE_VERSION,
         params={"shards": split.config.shards},
-        inputs={split.file_name: split.sha256},
+        inputs={split.name: split.sha256},
         files={
             split._name("arrow"): fragment.record,
             split._name("redirects.parquet"): redirects.record,
@@ -211,15 +243,33 @@ def make_articles(work: Work, splits: list[Split]) -> Manifest:
     for split in splits:
         manifest = split.made()
         if manifest is None or not split.has_fragments(manifest):
-            raise DamagedArtifact(f"{shard}: the fragments of {split.file_name} are gone: run again, it is split again")
+            raise DamagedArtifact(f"{shard}: the fragments of {split.name} are gone: run again, it is split again")
         fragments.append(split.fragment(shard.number, manifest))
         promised += manifest.counts["pages_by_shard"].get(str(shard.number), 0)
+    older = compared_with(work.store, shard)
     mine = work.claim()
-    with _measured() as stats, whole_file(work.store.file("articles", shard), _ids_rise, mine.fence) as out:
-        counts = merge_shard(fragments, out, shard=shard, metadata=work.recipe.metadata(work.config))
+    with (
+        _measured() as stats,
+        _opened(work.store, "articles", older) as before,
+        whole_file(work.store.file("articles", shard), _ids_rise, mine.fence) as out,
+    ):
+        counts = merge_shard(fragments, out, shard=shard, metadata=work.recipe.metadata(work.config), before=before)
+        if older and before:
+            counts["compared_with"] = older.snapshot.date
         if counts["pages_in"] != promised:
             raise LedgerBroken(f"{shard}: {counts['pages_in']} pages read, the split wrote {promised}")
     return mine.commit(work.recipe.manifest({_name(work, "articles"): out.record}, counts, stats))
+
+
+@contextmanager
+def _opened(store: Store, artifact: str, shard: Shard | None) -> Iterator[IO[bytes] | None]:
+    """An earlier snapshot's file; None where there is none, or none any more."""
+    try:
+        file = store.file(artifact, shard).open("rb") if shard else None
+    except FileNotFoundError:
+        file = None
+    with file or nullcontext():
+        yield file
 
 
 def _ids_rise(file: IO[bytes]) -> None:
@@ -301,13 +351,15 @@ def make_embeddings(work: Work) -> Manifest:
         raise DamagedArtifact(f"{shard}: its passages are gone: materialize tokens again")
     tools = _embedding_tools(work)
     quarantine = Quarantine(upstream.counts["passages"])
+    sources = sources_of_vectors(work.store, work.recipe)
     mine = work.claim()
     with (
         _measured() as stats,
+        _all_opened(work.store, sources) as known,
         work.store.file("passages", shard).open("rb") as passages,
         whole_file(work.store.file("embeddings", shard), pq.ParquetFile, mine.fence) as out,
     ):
-        counts = embed_shard(passages, out, **tools, quarantine=quarantine, condemned=work.condemned)
+        counts = embed_shard(passages, out, **tools, quarantine=quarantine, condemned=work.condemned, known=known)
         conserved = upstream.counts["passages"] == counts["passages"] == counts["vectors"] + len(quarantine.rows)
         if not conserved or counts["max_norm_error"] > 1e-3:
             raise LedgerBroken(
@@ -315,7 +367,8 @@ def make_embeddings(work: Work) -> Manifest:
                 f"aside, norms off by {counts['max_norm_error']}"
             )
     engine = tools["encoder"]
-    stats |= {"engine": engine.engine, "batch_pieces": engine.batch_pieces}
+    stats |= {"engine": engine.engine, "device": engine.device, "batch_pieces": engine.batch_pieces}
+    stats |= _saved(counts, engine.device, [manifest for _, manifest in sources])
     _name_pages(work, quarantine)
     files = {_name(work, "embeddings"): out.record, **_set_aside(work, quarantine, mine)}
     return mine.commit(work.recipe.manifest(files, counts, stats))
@@ -324,8 +377,37 @@ def make_embeddings(work: Work) -> Manifest:
 def try_embeddings(work: Work, rows: range, without: Collection[int]) -> None:
     """Embed some rows of a shard for nothing: to see whether the worker lives."""
     tools = _embedding_tools(work)
-    with work.store.file("passages", work.recipe.shard).open("rb") as passages:
-        embed_shard(passages, _Nowhere(), **tools, rows=rows, condemned=dict.fromkeys(without, ""))
+    sources = sources_of_vectors(work.store, work.recipe)
+    with (
+        _all_opened(work.store, sources) as known,
+        work.store.file("passages", work.recipe.shard).open("rb") as passages,
+    ):
+        embed_shard(passages, _Nowhere(), **tools, rows=rows, condemned=dict.fromkeys(without, ""), known=known)
+
+
+@contextmanager
+def _all_opened(store: Store, sources: Sequence[tuple[Shard, Manifest]]) -> Iterator[list[IO[bytes]]]:
+    """Embeddings files that vectors are taken from; those that are gone meanwhile are left out."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(_opened(store, "embeddings", shard)) for shard, _ in sources]
+        yield [file for file in files if file is not None]
+
+
+def _saved(counts: dict[str, Any], device: str, sources: Sequence[Manifest]) -> dict[str, Any]:
+    """What the passages cost that were embedded, and what those would have cost that were not.
+
+    Where too few were embedded to tell, a passage costs what it did when the vectors were made that were taken over.
+    """
+    seconds, embedded, reused = counts.pop("embed_seconds"), counts["passages_embedded"], counts["passages_reused"]
+    each = seconds / embedded if embedded else 0.0
+    measured = [m.stats["seconds_per_passage"] for m in sources if m.stats.get("device") == device]
+    if embedded < _TELLING and measured:
+        each = measured[0]
+    saved = f"{'gpu_' if device == 'cuda' else ''}seconds_saved"
+    stats = {"embed_seconds": round(seconds, 3), "seconds_per_passage": round(each, 6)}
+    if reused:
+        stats |= {saved: round(reused * each, 3), "vectors_from": ", ".join(m.snapshot for m in sources)}
+    return stats
 
 
 def _embedding_tools(work: Work) -> dict[str, Any]:
@@ -388,10 +470,24 @@ def _threads() -> int:
     return max(1, int(os.environ.get("OMP_NUM_THREADS", "1") or 1))
 
 
-def splits_of(store: Store, config: WikiConfig, snapshot: Snapshot, run: str = "") -> list[Split]:
-    """The dump files of a snapshot, as the raw manifest lists them."""
-    raw = store.raw_manifest(snapshot)
-    return [
-        Split(snapshot, config, store, file["name"], file["sha256"], file["decoded_bytes"], run)
-        for file in (raw.counts["files"] if raw else ())
-    ]
+def splits_of(
+    store: Store, config: WikiConfig, snapshot: Snapshot, run: str = "", *, raw: Manifest | None = None
+) -> list[Split]:
+    """The dump files of a snapshot, as the raw manifest lists them; each range of a file that has ranges.
+
+    Raises:
+        DamagedArtifact: if the ranges of a file are not all of it.
+    """
+    raw = raw or store.raw_manifest(snapshot)
+    splits: list[Split] = []
+    for file in raw.counts["files"] if raw else ():
+        whole = Split(snapshot, config, store, file["name"], file["sha256"], file["decoded_bytes"], run)
+        ranges = msgspec.convert(file.get("ranges", []), list[Range])
+        ends = [0, *accumulate(part.size_bytes for part in ranges)]
+        if ranges and ([part.start for part in ranges], ends[-1]) != (ends[:-1], whole.decoded_bytes):
+            raise DamagedArtifact(f"{whole.file_name}: its ranges leave gaps: delete it, then materialize raw_dump")
+        splits += [
+            replace(whole, number=number, part=part, restarts=file.get("restarts", ""))
+            for number, part in enumerate(ranges)
+        ] or [whole]
+    return splits

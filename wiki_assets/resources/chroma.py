@@ -129,6 +129,15 @@ def open_collection(client: "ClientAPI", name: str, *, hnsw: dict[str, Any], met
     )
 
 
+def sync_after(collection: "Collection", rows: int) -> None:
+    """Have the graph written to disk after so many new rows.
+
+    Until then it lives in a log, from which every process that opens the store builds it again, at some thousand rows
+    a second. So a writer that is done sets a small number, and who opens the store next puts all of it on disk.
+    """
+    collection.modify(configuration={"hnsw": {"sync_threshold": rows}})
+
+
 def published_collection(client: "ClientAPI", name: str) -> "Collection":
     """A collection that must be there.
 

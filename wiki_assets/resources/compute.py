@@ -45,7 +45,7 @@ def ray_resource(settings: Settings) -> RayResource:
     """
     options = _init_options(settings)
     if settings.ray == "local":
-        return LocalRay(ray_init_options=options)
+        return OwnRay(ray_init_options=options)
     if settings.ray.startswith(_RAYJOB):
         namespace, name = _rayjob(settings.ray)
         return RayJobPerRun(template_namespace=namespace, template_name=name, ray_init_options=options)
@@ -72,10 +72,9 @@ def ray_session(settings: Settings) -> Iterator[None]:
             f"WIKI_ASSETS_RAY={settings.ray!r} is for runs that Dagster launches: "
             "materialize there, or set it to local or to the address of a cluster"
         )
-    address = None if settings.ray == "local" else settings.ray
-    if address:
-        check_answers(address)
-    ray.init(address=address, **_init_options(settings))
+    if settings.ray != "local":
+        check_answers(settings.ray)
+    ray.init(address=_own_address() if settings.ray == "local" else settings.ray, **_init_options(settings))
     try:
         yield
     finally:
@@ -102,6 +101,20 @@ def _init_options(settings: Settings) -> dict[str, Any]:
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }
+
+
+class OwnRay(LocalRay):
+    """A Ray of this process; or that of `RAY_ADDRESS`, if the environment names one."""
+
+    @property
+    def ray_address(self) -> str | None:  # type: ignore[override]
+        """What `ray.init` is told."""
+        return _own_address()
+
+
+def _own_address() -> str | None:
+    """`local`, since left to itself Ray joins any cluster that somebody has started on this machine."""
+    return None if os.environ.get("RAY_ADDRESS") else "local"
 
 
 # --- a cluster by its address

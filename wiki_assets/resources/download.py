@@ -10,7 +10,7 @@ Source: RFC 9110 §13.1.5 (If-Range), §14 (Range), §8.8 (validators).
 import errno
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +24,14 @@ from upath import UPath
 
 from wiki_assets.compression import decoded_chunks, require_magic
 from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, TransientSource, WikiAssetsError
+from wiki_assets.files import whole_file
+from wiki_assets.ranges import Range, Restart, Survey, find_restarts, packed_restarts
 from wiki_assets.resources.partial import Note, PartialFile, partial_path
 from wiki_assets.resources.session import Session, http_date
 
 Progress = Callable[[int], object]
 MAX_RATIO, RATIO_FLOOR_BYTES = 200, 64 << 20  # dumps unpack to 5 to 10 times their size; bzip2 allows a million
+RANGE_BYTES, RANGES = 64 << 20, 128  # of text a range, at least; ranges of a file, about, so that a task is worth it
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}")  # with what we add to it, no longer than a name may be
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)")
@@ -46,7 +49,8 @@ class RemoteFile:
 class FetchedFile(msgspec.Struct, frozen=True, kw_only=True):
     """A dump file in place: unpacked to its end once, and this is what was found.
 
-    `lines` counts newlines in the unpacked text; `fetched_at` is ISO 8601 in UTC.
+    `lines` counts newlines in the unpacked text; `fetched_at` is ISO 8601 in UTC. `ranges` are the parts that many can
+    read at once, none where one reads all; `restarts` is the SHA-256 of the restart points beside it, if there are any.
     """
 
     name: str
@@ -58,6 +62,8 @@ class FetchedFile(msgspec.Struct, frozen=True, kw_only=True):
     decoded_bytes: int
     lines: int
     fetched_at: str
+    ranges: list[Range] = []
+    restarts: str = ""
 
 
 class _Measured:
@@ -116,7 +122,7 @@ def fetch_file(
                 with slots or nullcontext():
                     _receive(session, file, partial)
                 try:
-                    return _check(session, file, partial)
+                    return _check(session, file, partial, folder)
                 except CorruptDump:
                     partial.clear()
                     raise
@@ -176,13 +182,15 @@ def _receive(session: Session, file: RemoteFile, partial: PartialFile) -> None:
         raise TransientSource(f"{file.url}: the body ended after {partial.size:,} of {expected:,} bytes")
 
 
-def _check(session: Session, file: RemoteFile, partial: PartialFile) -> FetchedFile:
-    """Unpack what arrived from its first byte to its last, and say what it is."""
+def _check(session: Session, file: RemoteFile, partial: PartialFile, folder: UPath | Path) -> FetchedFile:
+    """Unpack what arrived from its first byte to its last, and say what it is; restart points go into `folder`."""
     decoded_bytes = lines = 0
+    survey = Survey(max(RANGE_BYTES, partial.size * 5 // RANGES))  # a dump unpacks to about 5 times its size
     with partial.path.open("rb") as raw:
         source = _Measured(raw)
-        for chunk in decoded_chunks(cast(IO[bytes], source), file.name):
+        for chunk in decoded_chunks(cast(IO[bytes], source), file.name, on_stream=survey.stream):
             session.check_stopped()
+            survey.feed(chunk)
             decoded_bytes += len(chunk)
             lines += chunk.count(b"\n")
             if decoded_bytes > MAX_RATIO * partial.size + RATIO_FLOOR_BYTES:
@@ -191,6 +199,8 @@ def _check(session: Session, file: RemoteFile, partial: PartialFile) -> FetchedF
                 )
     if file.size_bytes not in (None, source.size_bytes):
         raise CorruptDump(f"{file.name}: {source.size_bytes:,} bytes; the listing says {file.size_bytes:,}: refetch it")
+    ranges = survey.ranges() if file.name.endswith(".gz") or survey.streams > 1 else []
+    points = find_restarts(partial.path, ranges, session.check_stopped) if ranges and survey.streams == 1 else []
     return FetchedFile(
         name=file.name,
         url=file.url,
@@ -201,7 +211,21 @@ def _check(session: Session, file: RemoteFile, partial: PartialFile) -> FetchedF
         decoded_bytes=decoded_bytes,
         lines=lines,
         fetched_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        ranges=ranges,
+        restarts=_kept(restarts_path(folder, file.name), points) if points else "",
     )
+
+
+def _kept(path: UPath | Path, points: Sequence[Restart]) -> str:
+    """Keep restart points beside the file; their SHA-256."""
+    with whole_file(path) as out:
+        out.write(packed_restarts(points))
+    return out.record.sha256
+
+
+def restarts_path(folder: UPath | Path, name: str) -> UPath | Path:
+    """Where the restart points of a file lie."""
+    return folder / f"{name}.restarts"
 
 
 def _note_of(reply: httpx.Response, file: RemoteFile) -> Note:

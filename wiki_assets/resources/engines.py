@@ -46,7 +46,7 @@ class TorchEngine:
         import torch
 
         self._torch = torch
-        self._device = device
+        self.device = device
         if device == "cpu":
             torch.set_num_threads(threads)
         self._module = _module(model, device=device, half=device == "cuda")
@@ -58,12 +58,14 @@ class TorchEngine:
         """Vectors of one padded batch: int64 [n, length] ids and mask to float32 [n, dim]."""
         torch = self._torch
         with torch.inference_mode():
-            ids, mask = (torch.from_numpy(a).to(self._device) for a in (input_ids, attention_mask))
+            ids, mask = (torch.from_numpy(a).to(self.device) for a in (input_ids, attention_mask))
             return self._module(ids, mask).float().cpu().numpy()
 
 
 class OpenVinoEngine:
     """The converted model on this machine's CPU, in `f32` or `bf16`."""
+
+    device = "cpu"
 
     def __init__(self, model: EmbeddingModel, converted: Path, *, precision: str, threads: int) -> None:
         import openvino

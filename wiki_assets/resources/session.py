@@ -182,9 +182,19 @@ class Session:
 
     @contextmanager
     def open(
-        self, url: str, headers: Mapping[str, str] | None = None, expected: Collection[int] = (200,)
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        expected: Collection[int] = (200,),
+        encodings: Collection[str] = ("identity",),
     ) -> Iterator[httpx.Response]:
         """Ask once, following redirects that stay on the server.
+
+        Args:
+            url: what to ask for.
+            headers: further ones.
+            expected: statuses to yield.
+            encodings: of the body, to yield.
 
         Yields:
             The reply, with one of the `expected` statuses and its body unread.
@@ -201,7 +211,7 @@ class Session:
                 self._wait_until_welcome()
                 with self._client.stream("GET", target, headers=headers) as reply:
                     if not reply.has_redirect_location:
-                        self._require_status(reply, url, expected)
+                        self._require_status(reply, url, expected, encodings)
                         yield reply
                         return
                     target = cast(httpx.Request, reply.next_request).url
@@ -210,6 +220,14 @@ class Session:
             raise SourceUnavailable(f"{url}: leads to no URL ({error}): not followed; check base_url") from error
         except FAILED_LINE as error:
             raise TransientSource(f"{url}: {type(error).__name__}: {error or 'no details'}") from error
+
+    def busy(self, message: str, reply: httpx.Response, *, at_least_s: float = 0) -> TransientSource:
+        """The error for a reply that asks to come again later, in its status or in its text; every thread then waits."""
+        wait_s = max(at_least_s, retry_after(reply.headers))
+        if wait_s <= self.patience.max_wait_s:
+            with self._told:
+                self._not_before = max(self._not_before, time.monotonic() + wait_s)
+        return _Busy(message, wait_s)
 
     def chunks(self, reply: httpx.Response) -> Iterator[bytes]:
         """The body as it arrives, undecoded.
@@ -236,10 +254,12 @@ class Session:
         if target.userinfo or not (same or (https and (target.host == root.host or wikimedia))):
             raise SourceUnavailable(f"{asked}: leads to {target}, which is not on {root}: not followed; check base_url")
 
-    def _require_status(self, reply: httpx.Response, url: str, expected: Collection[int]) -> None:
+    def _require_status(
+        self, reply: httpx.Response, url: str, expected: Collection[int], encodings: Collection[str]
+    ) -> None:
         status = reply.status_code
         if status in expected:
-            if (encoding := reply.headers.get("content-encoding", "identity")) != "identity":
+            if (encoding := reply.headers.get("content-encoding", "identity")) not in encodings:
                 raise SourceUnavailable(
                     f"{url}: came with Content-Encoding {encoding!r}; expected none: look for a proxy between"
                 )
@@ -252,11 +272,7 @@ class Session:
                 f"User-Agent policy of Wikimedia asks (sent: {self._user_agent})"
             )
         if status in (408, 425, 429) or status >= 500:
-            retry_after_s = retry_after(reply.headers)
-            if retry_after_s <= self.patience.max_wait_s:
-                with self._told:
-                    self._not_before = max(self._not_before, time.monotonic() + retry_after_s)
-            raise _Busy(f"{url}: answered {status} {reply.reason_phrase}".rstrip(), retry_after_s)
+            raise self.busy(f"{url}: answered {status} {reply.reason_phrase}".rstrip(), reply)
         raise SourceUnavailable(f"{url}: answered {status}; expected {', '.join(map(str, expected))}: check base_url")
 
 

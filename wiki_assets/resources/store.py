@@ -118,9 +118,9 @@ class Store:
         manifest = read_manifest(self.lexical(snapshot) / "manifest.json")
         return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
 
-    def dates(self, wiki: str) -> list[str]:
-        """The snapshots of which there is raw data here, oldest first."""
-        folder = self.wiki(wiki) / "raw"
+    def dates(self, wiki: str, artifact: str = "raw") -> list[str]:
+        """The snapshots of which there is anything of an artifact here, oldest first."""
+        folder = self.wiki(wiki) / artifact
         return sorted(f.name for f in folder.iterdir() if f.is_dir() and len(f.name) == 8) if folder.is_dir() else []
 
     def build(self, snapshot: Snapshot, build: int) -> UPath:

@@ -16,6 +16,7 @@ from wiki_assets.keys import Snapshot
 from wiki_assets.resources.chroma import open_store, published_collection
 from wiki_assets.resources.local_copy import local_copy
 from wiki_assets.resources.models import find_model
+from wiki_assets.resources.pins import pinned
 from wiki_assets.resources.store import Store
 from wiki_assets.search.answers import Article, Mode
 from wiki_assets.search.pages import Pages
@@ -36,7 +37,8 @@ _PAGE_VECTORS = 64  # of a page, when others like it are looked for
 
 
 class OpenBuild:
-    """What a pointer points to. Each part is opened when it is first needed; any number of threads may ask.
+    """What a pointer points to. Each part is opened when it is first needed; any number of threads may ask. Until it is
+    closed, retention leaves it alone.
 
     Args:
         pointer: as `published.json` holds it.
@@ -53,6 +55,7 @@ class OpenBuild:
         self._pages = Pages(self._store, self.snapshot, int(pointer["shards"]))
         self._lock = threading.RLock()
         self._stack = ExitStack()
+        self._stack.enter_context(pinned(self._store.build(self.snapshot, pointer["build"])))
         self._parts: dict[str, Any] = {}
 
     def close(self) -> None:
@@ -154,7 +157,8 @@ class OpenBuild:
         if mode != "dense" and lexical is not None:
             worded = [(match.passage_id, match.score) for match in lexical.search(question, depth, filters)]
         if mode == "hybrid":
-            ranking = fuse(near, worded, page_of, weights)
+            possible = lexical.possible(question) if lexical is not None else None
+            ranking = fuse(near, worded, page_of, weights, possible=possible)
         else:
             ranking = [
                 Fused(name, score, *((rank, None) if mode == "dense" else (None, rank)))

@@ -67,7 +67,8 @@ def evaluate(
         text = check_question(question.question, DEPTH)
         for mode in modes:
             started = time.perf_counter()
-            hits, _, _ = build.search(text, DEPTH, mode, weights=weights)
+            vector = None if mode == "lexical" else build.questioner.fresh([text])[0]  # not one that is remembered
+            hits, _, _ = build.search(text, DEPTH, mode, vector=vector, weights=weights)
             seconds = time.perf_counter() - started
             found = [Found(hit.page_id, hit.start, hit.end) for hit in hits]
             tallies[question.language][mode].add(question, pages, found, seconds)

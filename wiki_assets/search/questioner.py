@@ -30,13 +30,14 @@ class Questioner:
         self.model = model
         self.encoder = encoder
         self._tokenizer = WordPieceTokenizer(model.tokenizer_file, max_pieces=model.max_pieces)
-        self._one = lru_cache(_REMEMBERED)(lambda question: self._fresh([question]))
+        self._one = lru_cache(_REMEMBERED)(lambda question: self.fresh([question]))
 
     def vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """float32 [n, dim] of unit length. Of a question longer than the model reads, its beginning."""
-        return self._one(questions[0]).copy() if len(questions) == 1 else self._fresh(questions)
+        return self._one(questions[0]).copy() if len(questions) == 1 else self.fresh(questions)
 
-    def _fresh(self, questions: Sequence[str]) -> NDArray[np.float32]:
+    def fresh(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """The same, computed now."""
         tokenizer, prompt = self._tokenizer, self.model.query_prompt
         ids = [tokenizer.wrapped(tokenizer.ids(prompt + text)[: tokenizer.room]) for text in questions]
         return embed_passages([np.array(row, np.int32) for row in ids], self.encoder, questions)

@@ -9,6 +9,7 @@ its `args` are the fields of `Scale`. Settings are the `WIKI_ASSETS_*` variables
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -169,11 +170,12 @@ def build(settings: Settings, scale: Scale) -> "Application":
 
 def run_on_ray(settings: Settings, *, host: str, port: int, scale: Scale) -> None:
     """Start or join Ray, serve there, and wait until told to end."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported, which the next lines do
+    from ray import serve  # noqa: TID251
+
     from wiki_assets.resources.compute import ray_session
 
     with ray_session(settings):
-        from ray import serve  # noqa: TID251  # not sooner: it settles how processes authenticate
-
         serve.start(http_options={"host": host, "port": port})
         try:
             serve.run(build(settings, scale), name="wiki_assets")

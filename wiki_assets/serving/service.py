@@ -180,9 +180,9 @@ def filters_of(category: str | None, after: date | None, before: date | None) ->
 
 
 def answer_dict(answer: "Answer") -> dict[str, Any]:
-    """An answer as JSON shows it, with its licence."""
+    """An answer as it is written as JSON, with its licence."""
     return {
-        "hits": [hit.as_dict() for hit in answer.hits],
+        "hits": answer.hits,
         "wiki": answer.wiki,
         "snapshot": answer.snapshot,
         "build": answer.build,

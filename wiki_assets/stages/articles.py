@@ -25,9 +25,10 @@ from upath import UPath
 from wiki_assets.errors import LedgerBroken
 from wiki_assets.keys import Shard, shards_of
 from wiki_assets.stages.addresses import language_of, page_url
+from wiki_assets.stages.delta import PAGE_COLUMNS, compare_pages
 from wiki_assets.stages.dump import Document
 
-CODE_VERSION = "articles-2"
+CODE_VERSION = "articles-3"
 LICENCE = (
     "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), older parts also GFDL; "
     "authors: see each page's history"
@@ -50,6 +51,7 @@ FRAGMENT_SCHEMA = pa.schema(
         ("incoming_links", pa.int64()),
         ("popularity_score", pa.float64()),
         ("wikibase_item", pa.string()),
+        ("url", pa.string()),  # null where it follows from wiki and title
     ]
 )
 REDIRECT_SCHEMA = pa.schema([("title", pa.string()), ("target", pa.string())])
@@ -164,6 +166,7 @@ def _row(document: Document) -> tuple[Any, ...]:
         document.incoming_links,
         document.popularity_score,
         document.wikibase_item,
+        document.url,
     )
 
 
@@ -182,7 +185,12 @@ class Fragment:
 
 
 def merge_shard(
-    fragments: Sequence[Fragment], out: IO[bytes] | Any, *, shard: Shard, metadata: dict[str, str]
+    fragments: Sequence[Fragment],
+    out: IO[bytes] | Any,
+    *,
+    shard: Shard,
+    metadata: dict[str, str],
+    before: IO[bytes] | None = None,
 ) -> dict[str, Any]:
     """Write one shard: each page once, in its newest revision, sorted by page id.
 
@@ -191,9 +199,11 @@ def merge_shard(
         out: gets the Parquet file, columns `ARTICLES_SCHEMA`.
         shard: whose pages these are.
         metadata: further schema metadata; the licence is always there.
+        before: the same shard's articles of an earlier snapshot, to compare with.
 
     Returns:
-        The shard's ledger: pages in, superseded, out; characters of text; redirects attached; a sample row.
+        The shard's ledger: pages in, superseded, out; characters of text; redirects attached; a sample row; and what
+        became of the pages since `before`, as `compare_pages` counts them.
 
     Raises:
         LedgerBroken: if pages in are not pages out plus superseded ones.
@@ -209,7 +219,7 @@ def merge_shard(
     pages = pages.take(pa.array(order[newest]))
     redirects, attached = _all_redirects(pages, [f.redirects for f in fragments])
     language = pages["language"].fill_null(language_of(shard.snapshot.wiki))
-    titles = pages["title"].to_pylist()
+    addressed = zip(pages["title"].to_pylist(), pages["url"].to_pylist(), strict=True)
     table = pa.Table.from_arrays(
         [
             pages["page_id"],
@@ -218,7 +228,7 @@ def merge_shard(
             pages["opening_text"],
             pages["revision"],
             _timestamps(pages["timestamp"]),
-            pa.array([page_url(shard.snapshot.wiki, title) for title in titles], pa.string()),
+            pa.array([url or page_url(shard.snapshot.wiki, title) for title, url in addressed], pa.string()),
             redirects,
             pages["categories"],
             pages["incoming_links"],
@@ -248,6 +258,7 @@ def merge_shard(
         "redirects": int(pc.sum(pc.list_value_length(table["redirects"])).as_py() or 0),
         "redirects_attached": attached,
         "no_timestamp": table["timestamp"].null_count,
+        **(compare_pages(table.select(list(PAGE_COLUMNS)), before) if before else {}),
         "sample": _sample(table),
     }
 

@@ -53,7 +53,8 @@ class RedirectTarget(msgspec.Struct):
 class Document(msgspec.Struct, gc=False):
     """One document of the content index: the fields that we keep, of about forty.
 
-    Fields without a value are left out in the new layout and null in the old one.
+    Fields without a value are left out in the new layout and null in the old one. `url` is ours: only documents from
+    elsewhere have it, whose address does not follow from wiki and title.
     """
 
     page_id: int | None = None
@@ -71,6 +72,7 @@ class Document(msgspec.Struct, gc=False):
     incoming_links: Int64 | None = None
     popularity_score: float | None = None
     wikibase_item: str | None = None
+    url: str | None = None
 
     @property
     def is_redirect(self) -> bool:
@@ -110,7 +112,7 @@ class BadLine:
 
 @dataclass
 class DumpReader:
-    """Turns the decoded bytes of one dump file into documents, and accounts for every line.
+    """Turns the decoded bytes of one dump file, or of a range of it, into documents, and accounts for every line.
 
     After iterating, `n_documents` documents were yielded, `bad_lines` were not, and
     `n_documents + sum(quarantined.values())` is all that the file held.
@@ -118,6 +120,7 @@ class DumpReader:
 
     n_documents: int = 0
     bytes_read: int = 0
+    lines_before: int = 0  # of the range, in the file
     quarantined: Counter[str] = field(default_factory=Counter)
     bad_lines: list[BadLine] = field(default_factory=list)
 
@@ -177,8 +180,8 @@ class DumpReader:
         self.bad_lines.append(bad)
 
     def _lines(self, chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
-        """Lines without their ends, numbered from 1; blank ones left out; None for one that is too long."""
-        number, rest, overlong = 0, b"", False
+        """Lines without their ends, numbered as in the file, from 1; blank ones left out; None for one too long."""
+        number, rest, overlong = self.lines_before, b"", False
         for chunk in chunks:
             self.bytes_read += len(chunk)
             head, newline, tail = chunk.rpartition(b"\n")

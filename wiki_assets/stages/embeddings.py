@@ -1,5 +1,6 @@
 """Passages to vectors, with whatever engine the worker has; the order of work is fixed, so the result is too."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import IO, Any, Protocol
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from wiki_assets import failpoints
 from wiki_assets.errors import DamagedArtifact, SchemaMismatch
+from wiki_assets.stages.delta import input_hashes, take_over
 from wiki_assets.stages.quarantine import Quarantine, Quarantined, is_of_the_row, reason_of
 
-CODE_VERSION = "embeddings-1"
+CODE_VERSION = "embeddings-2"
 ROW_GROUP_VECTORS = 10_000
 
 
@@ -45,6 +47,7 @@ def embeddings_schema(dim: int, dtype: str) -> pa.Schema:
     return pa.schema(
         [
             pa.field("passage_id", pa.string(), nullable=False),
+            pa.field("input_hash", pa.string(), nullable=False),  # of the word pieces that the model read
             pa.field("vector", pa.list_(pa.field("element", width, nullable=False), dim), nullable=False),
         ]
     )
@@ -166,10 +169,12 @@ def embed_shard(
     quarantine: Quarantine | None = None,
     rows: range | None = None,
     condemned: Mapping[int, str] | None = None,
+    known: Sequence[IO[bytes]] = (),
 ) -> dict[str, Any]:
     """Write one vector for each passage of a shard, in the order of the passages.
 
-    A passage that has no vector is set aside, and is not in the file.
+    A passage whose word pieces an earlier file has a vector of takes that vector, bit for bit; only the others are
+    embedded. A passage that has no vector is set aside, and is not in the file.
 
     Args:
         passages: the shard's passages, Parquet.
@@ -180,13 +185,16 @@ def embed_shard(
         quarantine: gets the passages that are set aside.
         rows: only these rows of `passages`; all of them, if not given.
         condemned: rows that are not to be tried, and why: they have ended workers.
+        known: earlier embeddings files of the same model, width and dtype, the one to prefer first.
 
     Returns:
-        The ledger: passages = vectors + quarantined (by reason); word_pieces, padded_pieces (what the batches really
-        held), max_norm_error.
+        The ledger: passages = vectors + quarantined (by reason); vectors = passages_reused + passages_embedded;
+        word_pieces and padded_pieces (what the batches really held) of those to be embedded; max_norm_error;
+        embed_seconds, that the model took.
 
     Raises:
         SchemaMismatch: as `embed_passages` does.
+        DamagedArtifact: if a known file is none.
         NotPoison: if so many passages fail that it is not they.
     """
     table = pq.read_table(passages, columns=["passage_id", "input_ids"])
@@ -204,25 +212,47 @@ def embed_shard(
     read = table.slice(span.start, len(span)) if len(places) == len(span) else table.take(pa.array(places, pa.int64()))
     names = read["passage_id"].to_pylist()
     pieces = split_lists(read["input_ids"])
-    vectors = embed_passages(pieces, encoder, names, lambda row, error: set_aside(places[row], *reason_of(error)))
+    hashes = input_hashes(pieces)
+    taken = np.empty((len(pieces) if known else 0, params.dim), np.float32)
+    reused = np.zeros(len(pieces), bool)
+    for source in known:
+        reused |= take_over(source, hashes, taken, ~reused)
+    fresh = np.flatnonzero(~reused).tolist()
+    began = time.perf_counter()
+    vectors = embed_passages(
+        [pieces[row] for row in fresh],
+        encoder,
+        [names[row] for row in fresh],
+        lambda row, error: set_aside(places[fresh[row]], *reason_of(error)),
+    )
+    seconds = time.perf_counter() - began
+    if reused.any():
+        taken[fresh] = vectors
+        vectors = taken
     sound = np.isfinite(vectors).all(axis=1)
-    kept = read["passage_id"].filter(pa.array(sound)).combine_chunks()
+    kept = pa.table({"passage_id": read["passage_id"], "input_hash": pa.array(hashes, pa.string())})
+    kept = kept.filter(pa.array(sound)).combine_chunks()
     vectors = vectors if sound.all() else vectors[sound]
     stored = vectors.astype(params.dtype)
     schema = embeddings_schema(params.dim, params.dtype)
     flat = pa.array(stored.reshape(-1), schema.field("vector").type.value_type)
     column = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
-    result = pa.Table.from_arrays([kept, column], schema=schema).replace_schema_metadata(metadata)
+    columns = [kept["passage_id"], kept["input_hash"], column]
+    result = pa.Table.from_arrays(columns, schema=schema).replace_schema_metadata(metadata)
     pq.write_table(
         result, out, compression="zstd", compression_level=3, use_dictionary=False, row_group_size=ROW_GROUP_VECTORS
     )
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    lengths = np.fromiter((len(pieces[row]) for row in fresh), np.int64, len(fresh))
     padded = sum(len(batch) * int(lengths[batch[0]]) for batch in batch_plan(lengths, encoder.batch_pieces))
     norms = np.linalg.norm(stored.astype(np.float32), axis=1)
-    first = kept[0].as_py() if len(vectors) else None
+    first = kept["passage_id"][0].as_py() if len(vectors) else None
     return {
         "passages": len(span),
         "vectors": len(vectors),
+        "passages_reused": int(reused.sum()),
+        "passages_embedded": len(vectors) - int(reused.sum()),
+        "distinct": len(set(kept["passage_id"].to_pylist())),
+        "embed_seconds": round(seconds, 6),
         "quarantined": quarantine.counts,
         "word_pieces": int(lengths.sum()),
         "padded_pieces": padded,
@@ -250,9 +280,11 @@ def read_vectors(source: IO[bytes]) -> tuple[list[str], NDArray[np.float32]]:
     Raises:
         DamagedArtifact: if the file holds no such columns.
     """
-    table = pq.read_table(source)
-    if table.column_names != ["passage_id", "vector"]:
-        raise DamagedArtifact(f"an embeddings file with columns {table.column_names}: materialize embeddings again")
+    names = pq.read_schema(source).names
+    if not {"passage_id", "vector"} <= set(names):
+        raise DamagedArtifact(f"an embeddings file with columns {names}: materialize embeddings again")
+    source.seek(0)
+    table = pq.read_table(source, columns=["passage_id", "vector"])
     column = table["vector"].combine_chunks()
     dim = table.schema.field("vector").type.list_size
     flat = column.flatten() if len(column) else pa.array([], pa.float32())

@@ -1,11 +1,15 @@
 """Two rankings of passages to one: by meaning (vectors) and by words (BM25).
 
-Each leg's scores are divided by its best one, so that both run from about one downwards, and mixed; a passage that one
-leg did not return gets that leg's lowest score. Passages then gain by what else their page has to offer: two more that
-answer say that the page is about the question. Scores, not ranks: a first place that is far ahead counts for more
-than one that is not, which reciprocal rank fusion cannot see (docs/decisions/0010-hybrid-search.md has both measured).
+Each leg's scores are divided by its best one, so that they run from one downwards, and mixed; a passage that one leg did
+not return gets that leg's lowest score. The words count for less the fewer of the question's words even their best
+passage has: a question in other words than the page's is left to the vectors. Passages then gain by what else their
+page has to offer: two more that answer say that the page is about the question.
+
+Scores, not ranks: a first place that is far ahead counts for more than one that is not, which reciprocal rank fusion
+cannot see (docs/decisions/0010-hybrid-search.md has both measured).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +21,7 @@ Leg = Sequence[tuple[str, float]]  # passage ids and scores, best first
 class Weights:
     """How the legs are mixed: chosen on one half of the evaluation questions, reported on the other."""
 
-    dense: float = 0.5  # the rest is the lexical leg's
+    dense: float = 0.4  # the rest is the lexical leg's
     page: float = 0.4  # of the mean of the page's second and third best passage
     depth: int = 100  # passages that are asked of each leg
 
@@ -35,7 +39,14 @@ class Fused:
     lexical_rank: int | None
 
 
-def fuse(dense: Leg, lexical: Leg, page_of: Callable[[str], int], weights: Weights = WEIGHTS) -> list[Fused]:
+def fuse(
+    dense: Leg,
+    lexical: Leg,
+    page_of: Callable[[str], int],
+    weights: Weights = WEIGHTS,
+    *,
+    possible: float | None = None,
+) -> list[Fused]:
     """Mix two rankings.
 
     Args:
@@ -43,11 +54,13 @@ def fuse(dense: Leg, lexical: Leg, page_of: Callable[[str], int], weights: Weigh
         lexical: passages by BM25, best first.
         page_of: the page of a passage.
         weights: how much each counts.
+        possible: the BM25 score of a passage that has every word of the question; the lexical leg's own best, if not
+            given.
 
     Returns:
         Every passage of either ranking once, best first; of equal ones the earlier in the dense ranking first.
     """
-    near, worded = _share_of_best(dense), _share_of_best(lexical)
+    near, worded = _share_of_best(dense), _share_of_best(lexical, possible)
     near_least, worded_least = min(near.values(), default=0.0), min(worded.values(), default=0.0)
     mixed = {
         name: weights.dense * near.get(name, near_least) + (1 - weights.dense) * worded.get(name, worded_least)
@@ -60,10 +73,14 @@ def fuse(dense: Leg, lexical: Leg, page_of: Callable[[str], int], weights: Weigh
     return [Fused(name, score, ranks[0].get(name), ranks[1].get(name)) for name, score in scored]
 
 
-def _share_of_best(leg: Leg) -> dict[str, float]:
-    """Scores as shares of the leg's best; a leg without a positive score says nothing, and is all zeros."""
+def _share_of_best(leg: Leg, possible: float | None = None) -> dict[str, float]:
+    """Scores as shares of the leg's best, or of the geometric mean of that and what is possible.
+
+    A leg without a positive score says nothing, and is all zeros.
+    """
     best = max((score for _, score in leg), default=0.0)
-    return {name: max(0.0, score / best) if best > 0 else 0.0 for name, score in leg}
+    whole = math.sqrt(best * possible) if possible and best > 0 else best
+    return {name: max(0.0, score / whole) if best > 0 else 0.0 for name, score in leg}
 
 
 def _support(mixed: Mapping[str, float], page_of: Callable[[str], int]) -> dict[int, float]:

@@ -39,6 +39,7 @@ ALIAS_SHARE = 0.8  # of a redirect, or of a title without what stands in bracket
 _MAX_TERMS = 96  # of a question; the rarest, if it has more
 _MAX_NAME_UNITS = 12  # words, or characters of an unspaced script
 _MAX_QUESTION_UNITS = 96  # looked through for names
+_MOST_PER_WORD = 2.2  # of its weight: BM25 with k1 = 1.2
 _HEAP_BYTES = 96 << 20  # of one writing thread
 _BRACKETS = re.compile(r"\s*\([^()]*\)$")
 _EPOCH = date(1970, 1, 1)
@@ -233,6 +234,12 @@ class LexicalIndex:
         query = self._question(question)
         return self._run(query, k, filters) if query is not None and self.documents else []
 
+    def possible(self, question: str) -> float:
+        """About the best score that the question's words can give a passage; a word that occurs nowhere counts in."""
+        words = {word.term: word.stop for word in self.analysis.words(question)}
+        weights = ((self._weight(term) or self._unseen) * (STOP_WEIGHT if stop else 1) for term, stop in words.items())
+        return _MOST_PER_WORD * sum(weights)
+
     def passage_ids(self, filters: Filters, limit: int) -> list[str] | None:
         """The passages that pass the filters; None if there are more than `limit`."""
         found = self._run(_Query.all_query(), limit + 1, filters)
@@ -335,6 +342,11 @@ class LexicalIndex:
         n = self._searcher.doc_freq("text", term)
         return math.log(1 + (self.documents - n + 0.5) / (n + 0.5)) if n else 0.0
 
+    @property
+    def _unseen(self) -> float:
+        """The weight of a word that occurs in no text."""
+        return math.log(2 * self.documents + 2)
+
     def _rarest(self, terms: Iterable[str]) -> dict[str, float]:
         """The terms and their weights, in their order; of very many, those that are rarest."""
         weights = {term: self._weight(term) for term in terms}
@@ -347,7 +359,6 @@ class LexicalIndex:
         """Queries for the pages that the question names, as one that counts the best name of a page."""
         units = self.analysis.name_units(question)[:_MAX_QUESTION_UNITS]
         total = sum(weights.values())
-        unseen = math.log(2 * self.documents + 2)  # the weight of a word that stands in a name, but in no text
         best: dict[tuple[str, str], float] = {}
         for first in range(len(units)):
             for last in range(first + 1, min(first + _MAX_NAME_UNITS, len(units)) + 1):
@@ -355,7 +366,7 @@ class LexicalIndex:
                 for field, share in (("name", 1.0), ("alias", ALIAS_SHARE)):
                     if self._searcher.doc_freq(field, key):
                         terms = set(self.analysis.terms_of_units(units[first:last])) & weights.keys()
-                        own = sum(weights[term] or unseen for term in terms)
+                        own = sum(weights[term] or self._unseen for term in terms)
                         score = NAME_WEIGHT * share * own * own / max(total, own) if own else 0.0
                         best[field, key] = max(score, best.get((field, key), 0.0))
         queries = [

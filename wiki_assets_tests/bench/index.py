@@ -98,15 +98,17 @@ def _write_vectors(book: Cookbook, shard: Shard) -> int:
     random = np.random.default_rng(shard.number)
     centres = np.random.default_rng(7).standard_normal((_CENTRES, dim), np.float32)
     with book.store.file("passages", shard).open("rb") as source:
-        names = pq.read_table(source, columns=["passage_id"])["passage_id"].combine_chunks()
+        table = pq.read_table(source, columns=["passage_id", "text_hash"])
+    names, hashes = (table[name].combine_chunks() for name in ("passage_id", "text_hash"))
     vectors = centres[random.integers(0, _CENTRES, len(names))] + 0.5 * random.standard_normal(
         (len(names), dim), np.float32
     )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("vector").type)
     with whole_file(book.store.file("embeddings", shard)) as out:
-        pq.write_table(pa.Table.from_arrays([names, column], schema=schema), out, use_dictionary=False)
-    target, counts = book.store.file("embeddings", shard), dict.fromkeys(("passages", "vectors"), len(names))
+        pq.write_table(pa.Table.from_arrays([names, hashes, column], schema=schema), out, use_dictionary=False)
+    target = book.store.file("embeddings", shard)
+    counts = dict.fromkeys(("passages", "vectors", "passages_embedded"), len(names))
     write_json(
         book.store.manifest_path("embeddings", shard),
         recipe.manifest({"/".join(target.parts[-3:]): out.record}, counts, {}),

@@ -117,8 +117,7 @@ def pages_that_kill_are_set_aside(plain: Plain, n_poison: int, seed: int) -> int
     rng = random.Random(seed)
     everything = [page for shard in plain.book.shards(plain.snapshot) for page in pages_of(plain, shard)]
     bad = sorted(rng.sample(everything, n_poison))
-    rules = "; ".join(f"tokens.page[{page}]={rng.choice(['segv', 'kill'])}" for page in bad)
-    (plain.root / ray_tasks.RULES).write_text(rules)
+    (plain.root / ray_tasks.RULES).write_text("; ".join(f"tokens.page[{page}]=kill" for page in bad))
     works = [
         Work(plain.book.recipe("tokens", shard), plain.book.config, store, plain.settings)
         for shard in plain.book.shards(plain.snapshot)

@@ -148,7 +148,7 @@ def chosen_faults(seed: int, n: int) -> list[list[Fault]]:
 def _apart(fault: Fault, group: Sequence[Fault]) -> bool:
     """A ledger is held against the dump it is of, so the two are not damaged at once."""
     kinds = {fault.target, *(f.target for f in group)}
-    return not ({"raw manifest"} & kinds and {"ledger", "quarantine"} & kinds)
+    return not ({"raw file", "raw manifest"} & kinds and {"ledger", "quarantine"} & kinds)
 
 
 def damage_is_found_and_made_again(kept: Kept, root: Path, faults: Sequence[Fault], seed: int) -> int:
@@ -375,10 +375,16 @@ def lost_is_rebuilt(kept: Kept, root: Path, lose: Callable[[Kept], object]) -> f
 # --- K9: the daemon dies, and everything with it
 
 
-def backfills_survive_kills(kept: Kept, folder: Path, n_kills: int) -> dict[str, int]:
+def backfills_survive_kills(kept: Kept, folder: Path, n_kills: int, *, server_late: bool) -> dict[str, int]:
     """Two backfills over the same shards; the daemon is killed again and again, and once everything that runs.
 
     The first kill falls between the making of a run and its start, the second takes the code server and its run.
+
+    Args:
+        kept: a wiki that is not indexed.
+        folder: an empty one.
+        n_kills: of the daemon, 3 at least.
+        server_late: after the second kill the daemon is back before the code server is.
 
     Returns:
         Counts for the report.
@@ -399,9 +405,9 @@ def backfills_survive_kills(kept: Kept, folder: Path, n_kills: int) -> dict[str,
             dagster.kill(daemon)
             return dagster.daemon()
 
-        def waits(condition: Callable[[], Any], what: str) -> None:
+        def waits(condition: Callable[[], Any], what: str, every_s: float = 0.3) -> None:
             try:
-                wait_until(condition, within_s=240, every_s=0.02, what=what)
+                wait_until(condition, within_s=240, every_s=every_s, what=what)
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{dagster.logs()}") from None
 
@@ -409,21 +415,26 @@ def backfills_survive_kills(kept: Kept, folder: Path, n_kills: int) -> dict[str,
         dagster.start_sensor("tinywiki_new_snapshots")
         backfills = [dagster.launch_backfill([CHROMA], cells) for _ in range(2)]
         daemon = dagster.daemon()
-        waits(instance.get_runs, "a run of a backfill")
+        waits(instance.get_runs, "a run of a backfill", every_s=0.05)
         daemon, killed = restart(daemon), 1
-        waits(lambda: n_made() >= 2, "two shards")
+        waits(lambda: n_made() >= 2, "two shards", every_s=0.1)
         dagster.kill(dagster.code, daemon)
         zombies = runs(dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING)
         assert zombies, "a run was killed with its code server"
+        if server_late:
+            daemon = dagster.daemon()
         dagster.restart_code_server()
-        daemon, killed = dagster.daemon(), killed + 1
+        if not server_late:
+            waits(dagster.code_server_answers, "the code server")
+            daemon = dagster.daemon()
         waits(lambda: not set(zombies) & set(runs(*reaping.RUNNING)), "the sensor to reap")
-        while killed < n_kills:
+        daemon, killed = restart(daemon), killed + 2
+        while killed < n_kills - 1:
             before = n_made()
             waits(lambda before=before: n_made() > before or _over(instance, backfills), "progress")
             daemon, killed = restart(daemon), killed + 1
         waits(lambda: n_made() == len(cells) and not runs(*reaping.RUNNING), "every shard")
-        daemon = restart(daemon)  # so that it looks at once
+        daemon, killed = restart(daemon), killed + 1  # so that it looks at once
         waits(lambda: _over(instance, backfills), "the backfills to end")
         assert dagster.counts(CHROMA)["numMaterialized"] == len(cells), "lost partitions"
         events = instance.fetch_materializations(dg.AssetKey(["tinywiki", CHROMA]), limit=1000).records

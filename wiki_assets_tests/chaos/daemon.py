@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from wiki_assets.defs.instance import DAEMON_SETTINGS
 from wiki_assets_tests.chaos.kept import Kept
 from wiki_assets_tests.processes import end_group, free_port, running, wait_until
 
@@ -45,6 +47,7 @@ class Dagster:
             "WIKI_ASSETS_ROOT": str(kept.root),
             "WIKI_ASSETS_MIRROR": kept.mirror,
             "DAGSTER_HOME": str(kept.root / "dagster"),
+            **DAEMON_SETTINGS,
             "PYTHONUNBUFFERED": "1",
         }
         self._n = 0
@@ -78,6 +81,15 @@ class Dagster:
     def restart_code_server(self) -> None:
         """Where the killed one was."""
         self.code = self._code_server()
+
+    def code_server_answers(self) -> bool:
+        """Whether anybody listens where the code server should."""
+        assert self.code.poll() is None, self.logs()
+        try:
+            socket.create_connection(("127.0.0.1", self._code_port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def wait_until_up(self) -> None:
         """Until the webserver has loaded our definitions."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -126,7 +126,7 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
         MUTANTS[mutant].plant()
     mirror, error = DumpMirror(base_url=job["url"], backoff_s=0), None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with _Deadly(job) if job.keys() & {"die_at", "die_at_place", "survey"} else suppress() as deadly:
+    with _Deadly(job) if job.keys() & {"die_at", "die_at_place", "survey"} else nullcontext() as deadly:
         try:
             if only := job.get("only"):
                 mirror.fetch(RemoteFile(only, f"{job['url']}/{only}"), Path(job["root"]))

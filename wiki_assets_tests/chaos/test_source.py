@@ -1,15 +1,18 @@
-"""D1-D7, D9, P1, S2, Q2: whatever the server, the line, the file or the name does, what lies in place is what was published."""
+"""D1-D7, D9, P1, S2, Q2: whatever server, line, file or name do, what lies in place is what was published."""
 
 import random
 from collections import Counter
 
 import pytest
 
-from wiki_assets_tests.chaos import checks_content, checks_names, checks_network, checks_source
+from wiki_assets_tests.chaos import checks_content, checks_names, checks_network, checks_snapshot, checks_source
 from wiki_assets_tests.chaos.downloader import Downloader
 from wiki_assets_tests.chaos.mutants_source import MUTANTS, survivors
+from wiki_assets_tests.chaos.source import snapshot_files
 from wiki_assets_tests.chaos.trials import run_trials
 from wiki_assets_tests.resources.faulty_server import FaultyServer
+
+BOMBS = ["bomb.json.bz2", "bomb.json.gz"]
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def tried(chaos_seed, n_seeds, tmp_path, record_property):
 
     def run(check, n: int | None = None, *, at_once: int = 1, **more) -> Counter[str]:
         figures = run_trials(check, chaos_seed, n or n_seeds, tmp_path, at_once=at_once, **more)
-        for name, value in figures.items():
+        for name, value in {"seeds": n or n_seeds, **figures}.items():
             record_property(name, value)
         return figures
 
@@ -34,23 +37,22 @@ def tried(chaos_seed, n_seeds, tmp_path, record_property):
 @pytest.fixture(scope="module")
 def downloader(tmp_path_factory):
     """Processes to kill."""
-    files = checks_source.snapshot_files(random.Random(1), 3)
     with Downloader() as downloader:
-        with FaultyServer(files) as server:
+        with FaultyServer(snapshot_files(random.Random(1), 3)) as server:
             downloader.look(server.url, tmp_path_factory.mktemp("survey"))
         yield downloader
 
 
 @pytest.fixture(scope="module")
 def bombs():
-    return {name: checks_content.bomb(name) for name in ("bomb.json.bz2", "bomb.json.gz")}
+    return {name: checks_content.bomb(name) for name in BOMBS}
 
 
 @pytest.mark.chaos("D1")
 def test_drops_end_in_the_same_bytes(tried, record_property, n_seeds):
     figures = tried(checks_source.drops_end_in_the_same_bytes, at_once=8)
     assert figures["SHA equal"] == n_seeds
-    record_property("bytes fetched / size", round(figures["sent"] / figures["size"], 3))
+    record_property("bytes fetched / size", round(figures["bytes sent"] / figures["bytes"], 3))
 
 
 @pytest.mark.chaos("D1")
@@ -59,21 +61,20 @@ def test_trickles_are_dropped(tried):
 
 
 @pytest.mark.chaos("D1")
-def test_one_process_downloads_a_file(tried, n_seeds):
+def test_a_file_is_downloaded_once_at_a_time(tried, n_seeds):
     tried(checks_source.one_download_at_a_time, n_seeds // 4)
 
 
 @pytest.mark.chaos("D1")
 def test_a_killed_download_goes_on(tried, downloader, record_property, n_seeds):
-    figures = tried(checks_source.a_killed_download_goes_on, downloader=downloader)
+    figures = tried(checks_snapshot.a_killed_download_goes_on, downloader=downloader)
     assert figures["SHA equal"] == n_seeds and figures["kills"] > n_seeds // 2
     record_property("lines to be killed at", len(downloader.survey.places))
 
 
 @pytest.mark.chaos("D2")
-def test_no_request_comes_before_its_time(tried, record_property):
+def test_no_request_comes_before_its_time(tried):
     tried(checks_source.no_request_before_its_time, at_once=20)
-    record_property("early requests", 0)
 
 
 @pytest.mark.chaos("D2")
@@ -89,19 +90,19 @@ def test_a_hopeless_server_is_given_up(tried):
 
 
 @pytest.mark.chaos("D2")
-def test_names_that_cannot_be_looked_up_are_asked_again(tried):
-    tried(checks_network.a_name_without_addresses_is_a_passing_failure)
+def test_a_name_without_addresses_is_asked_again(tried):
+    tried(checks_network.a_name_without_addresses_is_asked_again)
 
 
 @pytest.mark.chaos("D3")
 def test_lies_about_a_file_are_not_believed(tried, n_seeds):
-    tried(checks_source.lies_about_a_file_are_not_believed, 3 * n_seeds, at_once=4)
+    figures = tried(checks_source.lies_about_a_file_are_not_believed, 3 * n_seeds, at_once=4)
+    assert figures["right bytes"] and figures["refused"]
 
 
 @pytest.mark.chaos("D4")
 def test_editions_are_never_joined(tried, n_seeds):
-    figures = tried(checks_source.editions_are_never_joined, 2 * n_seeds, at_once=4)
-    assert figures["spliced"] == 0
+    tried(checks_source.editions_are_never_joined, 2 * n_seeds, at_once=4)
 
 
 @pytest.mark.chaos("D5")
@@ -118,37 +119,35 @@ def test_what_is_checked_is_what_is_connected_to(tried):
 
 @pytest.mark.chaos("D6")
 def test_no_part_is_taken_for_a_snapshot(tried, n_seeds):
-    figures = tried(checks_source.no_part_is_taken_for_a_snapshot, 2 * n_seeds, at_once=4)
-    assert figures["partial ingested"] == 0 and figures["refused"] > 0
+    figures = tried(checks_snapshot.no_part_is_taken_for_a_snapshot, 2 * n_seeds, at_once=4)
+    assert figures["refused"] and figures["whole in the end"] > figures["snapshots"] // 2
 
 
 @pytest.mark.chaos("S2")
 def test_the_newest_whole_snapshot_is_the_latest(tried, n_seeds):
-    tried(checks_source.the_newest_whole_snapshot_is_the_latest, n_seeds // 2, at_once=4)
+    tried(checks_snapshot.the_newest_whole_snapshot_is_the_latest, n_seeds // 2, at_once=4)
 
 
 @pytest.mark.chaos("D7")
 def test_what_was_fetched_stays_the_truth(tried):
-    figures = tried(checks_source.what_was_fetched_stays_the_truth, at_once=4)
-    assert figures["others touched"] == 0
+    tried(checks_snapshot.what_was_fetched_stays_the_truth, at_once=4)
 
 
 @pytest.mark.chaos("D9")
 def test_no_text_is_lost_in_silence(tried, n_seeds):
     figures = tried(checks_content.no_text_is_lost_in_silence, 3 * n_seeds, at_once=4)
-    assert figures["lost in silence"] == 0 and figures["refused"] > 0
+    assert figures["refused"] and figures["whole"]
 
 
 @pytest.mark.chaos("D9")
-@pytest.mark.parametrize("name", ["bomb.json.bz2", "bomb.json.gz"])
+@pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_not_unpacked(tried, bombs, downloader, name):
     tried(checks_content.a_bomb_is_not_unpacked, 1, data=bombs[name], name=name, downloader=downloader)
 
 
 @pytest.mark.chaos("P1")
 def test_a_bad_line_costs_only_itself(tried, n_seeds):
-    figures = tried(checks_content.a_bad_line_costs_only_itself, 5 * n_seeds)
-    assert figures["lost beyond the bad line"] == 0
+    tried(checks_content.a_bad_line_costs_only_itself, 5 * n_seeds)
 
 
 @pytest.mark.chaos("P1")
@@ -158,24 +157,14 @@ def test_a_huge_line_costs_only_itself(record_property):
 
 
 @pytest.mark.chaos("Q2")
-@pytest.mark.parametrize(
-    "check",
-    [
-        checks_names.names_stay_inside,
-        checks_names.a_listing_cannot_name_other_places,
-        checks_names.links_are_not_followed,
-        checks_names.bytes_wait_where_only_we_can_write,
-    ],
-    ids=lambda check: check.__name__,
-)
+@pytest.mark.parametrize("check", checks_names.CHECKS, ids=lambda check: check.__name__)
 def test_names_and_links_lead_nowhere_else(tried, check):
     tried(check)
 
 
 @pytest.mark.chaos("mutants")
-def test_every_broken_build_is_caught(tmp_path, chaos_seed, downloader, bombs, record_property):
-    with checks_source.connections.counted():
-        alive = survivors(chaos_seed, tmp_path, downloader, bombs)
+def test_every_broken_source_is_caught(tmp_path, chaos_seed, downloader, bombs, record_property):
+    alive = survivors(chaos_seed, tmp_path, downloader, (BOMBS[0], bombs[BOMBS[0]]))
     record_property("mutants planted", len(MUTANTS))
     record_property("mutants caught", len(MUTANTS) - len(alive))
     assert not alive, f"no check fails for these builds: {alive}"

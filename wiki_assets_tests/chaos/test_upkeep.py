@@ -10,6 +10,7 @@ import pytest
 
 from wiki_assets.defs.sensors import new_snapshots
 from wiki_assets.resources.mirror import DumpMirror
+from wiki_assets.resources.store import Store
 from wiki_assets_tests.chaos import checks_upkeep as checks
 from wiki_assets_tests.chaos.kept import SNAPSHOT, Kept, make_kept
 from wiki_assets_tests.chaos.mutants_upkeep import MUTANTS
@@ -77,7 +78,8 @@ def not_indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 def test_backfills_survive_kills_of_the_daemon_and_of_everything(
     not_indexed: Kept, tmp_path: Path, chaos_tier: str, record_property
 ) -> None:
-    figures = checks.backfills_survive_kills(not_indexed, tmp_path, 10 if chaos_tier == "nightly" else 2)
+    nightly = chaos_tier == "nightly"
+    figures = checks.backfills_survive_kills(not_indexed, tmp_path, 10 if nightly else 4, server_late=nightly)
     for name, value in figures.items():
         record_property(name, value)
 
@@ -118,11 +120,11 @@ def test_what_is_lost_is_rebuilt_without_embedding_again(
 def test_a_sensor_that_ticks_twice_registers_a_date_once_and_starts_nothing(kept: Kept, tmp_path: Path) -> None:
     trial = kept.copy(tmp_path / "trial")
     sensor = new_snapshots(trial.book.config)
-    mirror = DumpMirror(base_url=trial.mirror)
+    resources = {"mirror": DumpMirror(base_url=trial.mirror), "store": Store(str(tmp_path / "nothing published"))}
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
 
         def tick() -> dg.SensorResult:
-            result = sensor(dg.build_sensor_context(instance=instance, resources={"mirror": mirror}))
+            result = sensor(dg.build_sensor_context(instance=instance, resources=resources))
             assert isinstance(result, dg.SensorResult)
             return result
 
@@ -138,7 +140,7 @@ def test_a_sensor_that_ticks_twice_registers_a_date_once_and_starts_nothing(kept
         assert len(dates) == len(set(dates))
         assert SNAPSHOT.date in dates
         assert all(not result.run_requests for result in results)
-        again = sensor(dg.build_sensor_context(instance=instance, resources={"mirror": mirror}))
+        again = sensor(dg.build_sensor_context(instance=instance, resources=resources))
         assert isinstance(again, dg.SkipReason)
 
 

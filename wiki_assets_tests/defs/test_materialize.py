@@ -37,6 +37,7 @@ def test_a_dump_becomes_an_index_that_answers_and_a_second_run_has_nothing_to_do
         "articles": 4,
         "tokens": 4,
         "embeddings": 4,
+        "lexical_index": 1,
         "chroma_collection": 4,
         "published_index": 1,
     }
@@ -143,7 +144,8 @@ def test_a_change_of_settings_remakes_what_it_touches_and_nothing_else(deploy: D
     wiki.materialize()
     other = wiki.with_config(passage_word_pieces=64)
     outcome = other.materialize()
-    assert outcome.made == {"tokens": 2, "embeddings": 2, "chroma_collection": 2, "published_index": 1}
+    made_again = {"tokens": 2, "embeddings": 2, "lexical_index": 1, "chroma_collection": 2, "published_index": 1}
+    assert outcome.made == made_again
     assert wiki.store.builds(SNAPSHOT) == [1, 2], "changed vectors go into another build"
     pointer = wiki.store.pointer("tinywiki") or {}
     assert (pointer["build"], pointer["previous"]["build"]) == (2, 1)

@@ -193,6 +193,7 @@ def fake_kubernetes() -> Iterator[FakeKubernetes]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body are two writes
 
         def _do(self) -> None:
             url = urlsplit(self.path)

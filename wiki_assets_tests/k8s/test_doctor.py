@@ -10,7 +10,9 @@ from typing import Any
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 
+from wiki_assets.cli import main
 from wiki_assets.errors import SourceUnavailable
 from wiki_assets.resources.kube import Finding, Kube, examine, look_into
 from wiki_assets_tests.k8s.fake_api import ANYONE, FakeKubernetes, fake_kubernetes
@@ -233,8 +235,18 @@ def test_the_command_lists_and_counts(api: FakeKubernetes, tmp_path: Path) -> No
     assert "BAD  Secret ray-token: missing" in done.stdout
     assert "openssl rand -hex 32" in done.stdout
     assert done.stderr.startswith("wiki-assets: 1 of ")
-    rows = [json.loads(line) for line in run(config, "--kube", "--json").stdout.splitlines()]
+
+
+def test_the_command_writes_json_for_pipes(
+    api: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop("secrets", "ray-token")(api)
+    config = str(api.kubeconfig(ANYONE, tmp_path))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", config)  # read at its import
+    done = CliRunner().invoke(main, ["doctor", "--kube", "--json"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["about"] for row in rows if not row["good"]] == ["Secret ray-token"]
+    assert done.exit_code == 1
 
 
 def test_the_command_without_a_cluster_says_so_in_a_line(tmp_path: Path) -> None:
@@ -244,5 +256,5 @@ def test_the_command_without_a_cluster_says_so_in_a_line(tmp_path: Path) -> None
     assert "set KUBECONFIG" in done.stderr
 
 
-def test_the_command_without_its_flag_is_a_mistake(tmp_path: Path) -> None:
-    assert run(tmp_path / "none").returncode == 2
+def test_the_command_without_its_flag_is_a_mistake() -> None:
+    assert CliRunner().invoke(main, ["doctor"]).exit_code == 2

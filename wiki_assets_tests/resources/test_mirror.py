@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, StoreLocked, TransientSource, WikiAssetsError
+from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, TransientSource, WikiAssetsError
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.listing import read_listing
 from wiki_assets.resources.mirror import DumpMirror, RemoteFile
@@ -97,6 +97,11 @@ def test_links_that_lead_elsewhere_are_no_names():
     links = ["../", "/other/", "?C=M;O=D", "#top", "https://x/y", "//x/y", "a/b", "..%2fetc", "mailto:me@x", "", "."]
     lines = [f'<a href="{link}">{link}</a>  23-Aug-2026 12:00  7\n' for link in [*links, "./kept", "also"]]
     assert read_listing(listing_page(lines), "http://x/") == {"kept": 7, "also": 7}
+
+
+@pytest.mark.parametrize("unit", ["<a ", '<a href="x"', '<a href="x">y</a>' + " " * 300, '<a href="x">y</a> b c '])
+def test_a_page_that_is_no_listing_is_read_in_time_in_proportion(unit):
+    read_listing(unit * (2_000_000 // len(unit)) + "</html>", "http://x/")  # in the square of it, hours
 
 
 def test_a_size_that_is_rounded_is_no_size():
@@ -197,25 +202,6 @@ def test_each_request_says_who_asks_and_wants_the_bytes_as_they_are(server, tmp_
     assert headers["user-agent"].startswith("wiki_assets/")
     assert "(+https://github.com/wiki-assets/wiki_assets; me@example.org) httpx/" in headers["user-agent"]
     assert headers["accept-encoding"] == "identity"
-
-
-@pytest.fixture(scope="module")
-def lasting_server():
-    with FaultyServer({PATH: BLOB}) as server:
-        yield server
-
-
-@settings(max_examples=35, deadline=None)
-@given(drops=st.lists(st.tuples(st.integers(0, len(BLOB) - 1), st.booleans()), max_size=7))
-def test_drops_at_any_bytes_still_end_with_the_same_sha(lasting_server, tmp_path_factory, drops):
-    folder, told, server = tmp_path_factory.mktemp("raw"), [], lasting_server
-    server.requests.clear()
-    server.faults[PATH] = [Fault(drop_after=n, reset=reset) for n, reset in drops]
-    fetched = mirror_of(server).fetch(remote(server, len(BLOB)), folder, told.append)
-    assert fetched.sha256 == sha256(BLOB)
-    assert is_in_place(folder, BLOB)
-    assert sum(told) == len(BLOB)
-    assert all(n > 0 for n in told)  # nothing had to be fetched twice
 
 
 def test_a_later_process_goes_on_where_this_one_was_cut(server, tmp_path):
@@ -329,13 +315,6 @@ def test_bytes_that_are_not_the_file_are_refused_after_two_more_tries(server, tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_bytes_that_are_not_the_file_once_do_no_harm(server, tmp_path, wrong):
-    server.faults[PATH] = [WRONG[wrong][0]]
-    mirror_of(server).fetch(remote(server, len(BLOB)), tmp_path)
-    assert is_in_place(tmp_path, BLOB)
-
-
 def test_a_web_page_in_answer_to_a_resume_costs_nothing_that_arrived(server, tmp_path):
     leave_partial(server, tmp_path, 5000)
     server.faults[PATH] = [Fault(status=200, body=b"<html>", ignore_range=True)]
@@ -354,18 +333,6 @@ def test_what_arrived_from_one_url_is_not_joined_to_another(server, tmp_path):
     assert "range" not in server.asked(elsewhere)[0]
 
 
-@pytest.mark.parametrize("length", [None, len(BLOB) + 1, len(BLOB) - 1])
-def test_a_wrong_length_is_never_believed(server, tmp_path, length):
-    fault = Fault(headers={"Content-Length": length and str(length)})
-    server.faults[PATH] = [fault] * 8
-    if length is None:  # the listing's length is enough to know that it came whole
-        mirror_of(server).fetch(remote(server, len(BLOB)), tmp_path)
-        return
-    with pytest.raises((CorruptDump, SourceUnavailable)):
-        mirror_of(server).fetch(remote(server), tmp_path)
-    assert not (tmp_path / NAME).exists()
-
-
 def test_a_body_cut_where_nothing_gives_its_length_is_refused(server, tmp_path):
     server.faults[PATH] = [Fault(headers={"Content-Length": None, "ETag": None, "Date": None}, drop_after=5000)] * 9
     with pytest.raises(SourceUnavailable, match="neither the reply nor the listing gives a length"):
@@ -380,14 +347,7 @@ def test_a_body_encoded_on_the_way_is_refused(server, tmp_path):
         mirror_of(server).fetch(remote(server), tmp_path)
 
 
-def test_a_bomb_is_not_unpacked_to_its_end(server, tmp_path):
-    path = "/bomb.json.gz"
-    server.files[path] = gzip.compress(bytes(96 << 20), 6)
-    with pytest.raises(CorruptDump, match="unpacks to over 200 times its size"):
-        mirror_of(server).fetch(remote(server, path=path), tmp_path)
-
-
-@pytest.mark.parametrize("name", ["../x.json.bz2", "a/b.gz", ".hidden.gz", "", "a b.gz"])
+@pytest.mark.parametrize("name", ["../x.json.bz2", "a/b.gz", ".hidden.gz", "", "a b.gz", "x" * 200 + ".gz", "é.gz"])
 def test_a_name_that_is_not_plain_is_a_bad_request(server, tmp_path, name):
     with pytest.raises(BadRequest, match="plain file name"):
         mirror_of(server).fetch(RemoteFile(name, server.url + PATH), tmp_path)
@@ -414,14 +374,6 @@ def test_some_answers_pass(server, tmp_path, status):
     assert is_in_place(tmp_path, BLOB)
 
 
-def test_a_storm_that_does_not_pass_ends_after_the_last_attempt(server, tmp_path):
-    server.faults[PATH] = [Fault(status=503)] * 99
-    with pytest.raises(SourceUnavailable, match="still failing after 5 attempts: last was: .*503") as caught:
-        mirror_of(server, max_attempts=5).fetch(remote(server), tmp_path)
-    assert not isinstance(caught.value, TransientSource)
-    assert len(server.requests) == 5
-
-
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -440,35 +392,10 @@ def test_retry_after_is_read_in_every_form(value, seconds):
     assert retry_after({"retry-after": value, "date": "Wed, 21 Oct 2026 07:28:00 GMT"}) == seconds
 
 
-def test_no_request_comes_before_the_time_the_server_named(server, tmp_path):
-    server.faults[PATH] = [Fault(status=429, headers={"Retry-After": "1"})]
-    mirror_of(server).fetch(remote(server), tmp_path)
-    (first, second) = (when for _, _, when in server.requests)
-    assert second - first >= 1
-
-
-def test_what_one_connection_is_told_all_obey(server, tmp_path):
-    server.files = new("20260823", n_files=5)
-    paths = sorted(path for path in server.files if path.endswith(".bz2"))
-    server.faults[paths[0]] = [Fault(status=429, headers={"Retry-After": "1"}, delay_s=0.2)]
-    server.faults[paths[1]] = [Fault(delay_s=0.4)]  # under way when the other is told
-    mirror_of(server).fetch_all(SNAPSHOT, tmp_path)
-    told = next(when for where, _, when in server.requests if where.endswith(paths[0].rpartition("/")[2])) + 0.2
-    assert not [where for where, _, when in server.requests if told < when < told + 1]
-    assert server.most_open <= 2
-
-
 def test_a_proxy_setting_is_not_meant_for_this_machine(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     mirror_of(server, max_attempts=1).fetch(remote(server), tmp_path)
     assert is_in_place(tmp_path, BLOB)
-
-
-def test_a_wait_beyond_our_patience_is_a_busy_server(server, tmp_path):
-    server.faults[PATH] = [Fault(status=503, headers={"Retry-After": str(10 * 365 * 86400)})]
-    with pytest.raises(SourceUnavailable, match=r"busy until 20\d\d-\d\d-\d\d .*503"):
-        mirror_of(server).fetch(remote(server), tmp_path)
-    assert len(server.requests) == 1
 
 
 def test_waits_add_up_against_our_patience(server, tmp_path):
@@ -484,13 +411,6 @@ def test_a_silent_server_is_asked_again(server, tmp_path):
     assert is_in_place(tmp_path, BLOB)
 
 
-def test_a_trickle_is_dropped_and_what_came_is_kept(server, tmp_path):
-    server.faults[PATH] = [Fault(trickle_s=0.02)]
-    mirror_of(server, stall_s=0.3).fetch(remote(server), tmp_path)
-    assert is_in_place(tmp_path, BLOB)
-    assert int(server.asked(PATH)[1]["range"].removeprefix("bytes=").removesuffix("-")) > 1
-
-
 def test_a_server_that_is_not_there_is_unavailable():
     with FaultyServer() as gone:
         pass
@@ -504,37 +424,17 @@ def test_redirects_on_the_same_server_are_followed(server, tmp_path):
     assert is_in_place(tmp_path, BLOB)
 
 
-def test_a_redirect_loop_ends(server, tmp_path):
-    server.faults[PATH] = [Fault(status=302, headers={"Location": PATH})] * 99
-    with pytest.raises(SourceUnavailable, match="more than 5 redirects"):
-        mirror_of(server).fetch(remote(server), tmp_path)
-    assert len(server.requests) == 6
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "http://169.254.169.254/latest/meta-data",
-        "http://localhost:1/x",
-        "//example.org/x",
-        "https://example.org/x",
-        "https://dumps.wikimedia.org/x",  # kin of Wikimedia's own root only
-        "file:///etc/passwd",
-        "ftp://127.0.0.1/x",
-        "http://user@{here}/x",
-    ],
-)
-def test_a_redirect_to_anywhere_else_is_not_followed(server, tmp_path, target):
-    server.faults[PATH] = [Fault(status=302, headers={"Location": target.format(here=server.url[7:])})]
-    with pytest.raises(SourceUnavailable, match=r"leads to|redirects to"):
-        mirror_of(server).fetch(remote(server), tmp_path)
-    assert len(server.requests) == 1
-
-
 def test_a_redirect_to_nonsense_is_an_error_of_the_server(server, tmp_path):
     server.faults[PATH] = [Fault(status=302, headers={"Location": "http://[::1/x"})] * 8
     with pytest.raises(SourceUnavailable, match="Invalid URL in location"):
         mirror_of(server).fetch(remote(server), tmp_path)
+
+
+def test_a_redirect_to_what_no_url_can_be_is_final(server, tmp_path):
+    server.faults[PATH] = [Fault(status=302, headers={"Location": "mailto:me@example.org"})]
+    with pytest.raises(SourceUnavailable, match="leads to no URL"):
+        mirror_of(server).fetch(remote(server), tmp_path)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -576,21 +476,10 @@ def test_a_full_disk_is_one_line_and_what_arrived_stays(server, tmp_path):
     assert is_in_place(tmp_path, BLOB)
 
 
-def test_a_file_is_downloaded_by_one_process_at_a_time(server, tmp_path):
-    inside, go_on = threading.Event(), threading.Event()
-
-    def hold(n_bytes: int) -> None:
-        inside.set()
-        go_on.wait(10)
-
-    first = threading.Thread(target=mirror_of(server).fetch, args=(remote(server), tmp_path, hold))
-    first.start()
-    assert inside.wait(10)
-    with pytest.raises(StoreLocked, match="another process"):
+def test_what_lies_there_and_is_no_file_is_named(server, tmp_path):
+    (tmp_path / f"{NAME}.partial").mkdir()
+    with pytest.raises(WikiAssetsError, match=r"\.partial: a link, or no file"):
         mirror_of(server).fetch(remote(server), tmp_path)
-    go_on.set()
-    first.join(10)
-    assert is_in_place(tmp_path, BLOB)
 
 
 @pytest.mark.parametrize("place", ["file://{tmp_path}/raw", "memory://bucket-{tmp_path}/raw"])
@@ -635,17 +524,6 @@ def test_known_files_in_place_are_kept_and_damaged_ones_fetched_again(server, tm
     assert sum(told) == sum(map(len, server.files.values()))
 
 
-@pytest.mark.parametrize("body", [OTHER, BLOB[:-1]], ids=["same length or not", "other length"])
-def test_a_server_that_changed_a_recorded_file_is_refused(server, tmp_path, body):
-    server.files |= {PATH.replace(NAME, "_SUCCESS"): b""}
-    known = {record.name: record for record in mirror_of(server).fetch_all(SNAPSHOT, tmp_path)}
-    (tmp_path / NAME).unlink()
-    server.files[PATH] = body
-    with pytest.raises(CorruptDump, match="the server now.*recorded"):
-        mirror_of(server).fetch_all(SNAPSHOT, tmp_path, known=known)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_other_bytes_of_the_recorded_length_are_refused(server, tmp_path):
     server.files = new("20260823")
     (record,) = mirror_of(server).fetch_all(SNAPSHOT, tmp_path)
@@ -654,6 +532,13 @@ def test_other_bytes_of_the_recorded_length_are_refused(server, tmp_path):
     assert len(server.files[PATH]) == record.size_bytes
     with pytest.raises(CorruptDump, match="other bytes"):
         mirror_of(server).fetch_all(SNAPSHOT, tmp_path, known={NAME: record})
+
+
+def test_a_file_is_reported_before_it_is_in_place(server, tmp_path):
+    server.files = new("20260823")
+    seen = []
+    mirror_of(server).fetch_all(SNAPSHOT, tmp_path, on_fetched=lambda file: seen.append((tmp_path / NAME).exists()))
+    assert seen == [False] and (tmp_path / NAME).exists()
 
 
 def test_the_first_final_error_ends_the_rest_and_finished_files_stay(server, tmp_path):
@@ -671,16 +556,6 @@ def test_the_first_final_error_ends_the_rest_and_finished_files_stay(server, tmp
     assert not server.asked(paths[7])
 
 
-def test_a_list_of_files_that_grew_meanwhile_is_not_taken_for_whole(server, tmp_path):
-    server.files = new("20260823", n_files=2)
-
-    def publish_one_more(record) -> None:
-        server.files |= new("20260823", n_files=3)
-
-    with pytest.raises(TransientSource, match="changed while"):
-        mirror_of(server).fetch_all(SNAPSHOT, tmp_path, on_fetched=publish_one_more)
-
-
 # Settings
 
 
@@ -694,6 +569,8 @@ def test_a_list_of_files_that_grew_meanwhile_is_not_taken_for_whole(server, tmp_
         "https://x/?a=1",
         "",
         "http://[",
+        "http://127.0.0.1:99999",
+        "https://x.org:0",
     ],
 )
 def test_a_root_that_is_not_https_is_a_bad_request(url):

@@ -74,16 +74,16 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def until(self, script: str, within_s: float = 30) -> Any:
+    def until(self, script: str, within_s: float = 30) -> None:
         """Wait until an expression is true in the page."""
 
-        def asked() -> Any:
+        def asked() -> bool:
             try:
-                return self.run(script)
+                return self.run(f"Boolean({script})")
             except AssertionError:  # between two pages there is nothing to ask
-                return None
+                return False
 
-        return wait_until(asked, within_s=within_s, what=script)
+        wait_until(asked, within_s=within_s, what=script)
 
     def type(self, text: str) -> None:
         """Type where the focus is, letter by letter."""

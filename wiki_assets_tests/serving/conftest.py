@@ -218,11 +218,9 @@ def serving_shelf(limits: Limits) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def published(tinywiki: Settings) -> Settings:
     """Settings of a root where the tiny wiki is published."""
-    from wiki_assets_tests.tinywiki.published import publish_tinywiki
-
-    return publish_tinywiki(tmp_path_factory.mktemp("published") / "data")
+    return tinywiki
 
 
 @dataclass

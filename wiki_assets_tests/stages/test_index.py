@@ -10,11 +10,13 @@ import pytest
 
 from wiki_assets.errors import BadRequest, DamagedArtifact, LedgerBroken, NotPublished, SchemaMismatch, StoreLocked
 from wiki_assets.keys import Shard, Snapshot
-from wiki_assets.resources.chroma import open_collection, open_store, published_collection
+from wiki_assets.resources.chroma import open_collection, open_store, published_collection, sync_after
 from wiki_assets.stages.index import (
     HNSW,
     MAX_K,
     MAX_QUERY_BYTES,
+    Hit,
+    Row,
     Rows,
     add_rows,
     check_question,
@@ -23,6 +25,7 @@ from wiki_assets.stages.index import (
     nearest_passages,
     self_recall,
     shard_rows,
+    stored_rows,
 )
 
 DIM = 8
@@ -229,25 +232,50 @@ def test_a_question_is_asked_without_blanks_around_it():
 def test_the_nearest_passage_comes_first(collection):
     rows = some_rows()
     add_rows(collection, rows, fresh=True)
-    hits = nearest_passages(collection, rows.vectors[17], 5)
-    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
-    assert (hits[0].page_id, hits[0].passage, hits[0].score) == (17, "Passage 17.", pytest.approx(1, abs=1e-4))
-    expected = np.argsort(-(rows.vectors @ rows.vectors[17]))[:5]
-    assert [hit.page_id for hit in hits] == expected.tolist()
-    assert hits[1].score == pytest.approx(rows.vectors[17] @ rows.vectors[expected[1]], abs=1e-4)
-    assert list(hits[0].as_dict()) == [
-        "rank",
-        "score",
-        "page_id",
-        "title",
-        "url",
-        "revision",
-        "passage",
-        "start",
-        "end",
-        "snapshot",
-        "wiki",
-    ]
+    near = nearest_passages(collection, rows.vectors[17], 5)
+    similarities = rows.vectors @ rows.vectors[17]
+    expected = np.argsort(-similarities)[:5]
+    assert [name for name, _ in near] == [rows.ids[i] for i in expected]
+    assert [score for _, score in near] == pytest.approx(similarities[expected].tolist(), abs=1e-5)
+
+
+@pytest.mark.chroma
+def test_only_the_passages_that_were_named_are_chosen_from(collection):
+    rows = some_rows()
+    add_rows(collection, rows, fresh=True)
+    near = nearest_passages(collection, rows.vectors[17], 5, among=["3-abc", "30-abc"])
+    assert {name for name, _ in near} == {"3-abc", "30-abc"}
+
+
+@pytest.mark.chroma
+def test_what_is_shown_of_a_passage_is_what_was_stored(collection):
+    add_rows(collection, some_rows(), fresh=True)
+    shown = stored_rows(collection, ["17-abc", "no such"])
+    assert list(shown) == ["17-abc"]
+    assert shown["17-abc"] == Row("17-abc", 17, "Page 17", "https://x/17", 1, 0, 9, "Passage 17.")
+
+
+def test_a_hit_as_json_begins_with_the_documented_fields():
+    hit = Hit(1, 0.5, 17, "Page 17", "https://x/17", 1, "Passage 17.", 0, 9, "20250105", "tinywiki")
+    documented = ["rank", "score", "page_id", "title", "url", "revision", "passage", "start", "end", "snapshot", "wiki"]
+    assert list(hit.as_dict())[:11] == documented
+    assert hit.as_dict()["dense_rank"] is None
+
+
+@pytest.mark.chroma
+def test_a_graph_that_was_synced_is_read_from_disk_and_not_built_again(tmp_path):
+    def on_disk() -> int:
+        return sum(file.stat().st_size for file in (tmp_path / "chroma").rglob("data_level0.bin"))
+
+    rows = some_rows(400)
+    with open_store(tmp_path / "chroma", write=True) as client:
+        collection = open_collection(client, "tinywiki-20250105-1", hnsw=HNSW, metadata={"dim": DIM})
+        add_rows(collection, rows, fresh=True)
+        logged = on_disk()
+        sync_after(collection, 2)
+    with open_store(tmp_path / "chroma") as client:
+        assert nearest_passages(published_collection(client, "tinywiki-20250105-1"), rows.vectors[17], 1)
+    assert on_disk() >= logged + 300 * DIM * 4
 
 
 @pytest.mark.chroma

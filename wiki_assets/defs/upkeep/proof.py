@@ -20,7 +20,7 @@ from upath import UPath
 
 from wiki_assets.defs.lexical import lexical_recipe
 from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Blocked, Cookbook, collection_name
-from wiki_assets.defs.work import passages_set_aside
+from wiki_assets.defs.work import passages_set_aside, splits_of
 from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished, WikiAssetsError
 from wiki_assets.files import FileRecord, Manifest, json_text, seal_holds, sealed, sha256_of
 from wiki_assets.keys import Shard, Snapshot
@@ -256,21 +256,22 @@ def _misplaced(blank: Proof, manifest: Manifest) -> str:
 def _answer_for_splits(reader: _Reader, raw: Proof, articles: list[Proof]) -> None:
     """What became of each dump file's documents, its ledger and its quarantine, belongs to `articles` as a whole.
 
-    One shard answers for each dump file: made again, it splits that file again.
+    One shard answers for each dump file, or range of one: made again, it splits that again.
     """
+    book = reader._book
     if raw.manifest is None:
         return
-    for number, file in enumerate(raw.manifest.counts["files"]):
+    for number, split in enumerate(splits_of(book.store, book.config, raw.snapshot, raw=raw.manifest)):
         at = number % len(articles)
         cell = articles[at]
         if cell.manifest is None:
             continue
-        path = reader._book.store.split(raw.snapshot) / f"{file['name']}.json"
+        path = split.manifest_path
         ledger = reader.prove(Proof("split", raw.snapshot, raw.snapshot.date, State.ABSENT), path)
         cell = replace(cell, files=cell.files + ledger.files, size_bytes=cell.size_bytes + ledger.size_bytes)
         if ledger.state is not State.PROVEN:
             own = reader._book.store.manifest_path("articles", cell.shard) if cell.shard else None
-            problem = ledger.problem or f"{path}: missing, and with it what became of {file['name']}'s documents"
+            problem = ledger.problem or f"{path}: missing, and with it what became of {split.name}'s documents"
             suspects = dict.fromkeys([*cell.suspects, *ledger.suspects, *([own] if own else [])])
             cell = replace(
                 cell, state=State.DAMAGED, problem=cell.problem or problem, suspects=tuple(suspects)

@@ -66,12 +66,12 @@ function show(title, detail) {
 }
 
 function titles() {
-  return [...results.querySelectorAll("h2 a")];
+  return [...results.querySelectorAll("h3 a")];
 }
 
 function move(step) {
   const links = titles();
-  const at = links.indexOf(document.activeElement?.closest("li")?.querySelector("h2 a"));
+  const at = links.indexOf(document.activeElement?.closest("li")?.querySelector("h3 a"));
   const to = at + step;
   if (to < 0) question.focus();
   else links[Math.min(to, links.length - 1)]?.focus();
