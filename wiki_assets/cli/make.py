@@ -39,6 +39,8 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
     from wiki_assets.definitions import build
     from wiki_assets.defs.headless import materialize_snapshot
     from wiki_assets.defs.instance import open_instance
+    from wiki_assets.defs.raw import require_dump
+    from wiki_assets.defs.rollback import standing
     from wiki_assets.defs.wikis import require_shard_count, wiki_config
     from wiki_assets.resources.mirror import DumpMirror
     from wiki_assets.resources.store import Store
@@ -47,6 +49,8 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
     store = Store(settings.root)
     mirror = DumpMirror(base_url=settings.mirror, contact=settings.contact)
     snapshot = mirror.latest(wiki) if date == "latest" else Snapshot(wiki, date)
+    if store.raw_manifest(snapshot) is None:
+        require_dump(snapshot, store)
     known = bool(store.shard_count(wiki) or settings.shards)
     size = (
         None if known or store.raw_manifest(snapshot) else sum(f.size_bytes or 0 for f in mirror.dump_files(snapshot))
@@ -65,6 +69,8 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
         sys.exit(FAILED)
     if outcome.nothing_to_do:
         click.echo(f"{snapshot}: nothing to do, {until} is up to date")
+        for line in standing(store.pointer(wiki)):
+            click.echo(line, err=True)
         return
     made = ", ".join(f"{stage} {count}" for stage, count in outcome.made.items())
     click.echo(f"{snapshot}: made {made} in {time.monotonic() - started:.0f} s")
@@ -76,12 +82,16 @@ def materialize(wiki: str, date: str, until: str, settings: Settings) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for pipes.")
 @with_settings
 def status(wiki: str | None, date: str | None, as_json: bool, settings: Settings) -> None:
-    """Show what is done, by asset and shard, as the manifests prove it.
+    """Show what is done, by asset and shard, as the manifests prove it; and what each snapshot brought.
 
     \b
     wiki-assets status simplewiki
+
+    Of a snapshot that came after another: pages added, changed, moved and deleted, and the passages whose vectors were
+    taken over from it.
     """
-    from wiki_assets.defs.report import snapshot_rows, table
+    from wiki_assets.defs.report import snapshot_rows, table, week_table
+    from wiki_assets.defs.rollback import standing
     from wiki_assets.resources.store import Store
 
     store = Store(settings.root)
@@ -97,6 +107,8 @@ def status(wiki: str | None, date: str | None, as_json: bool, settings: Settings
             click.echo(json.dumps(row, ensure_ascii=False))
     elif rows:
         click.echo(table(rows))
+        if week := week_table(rows):
+            click.echo(f"\n{week}\n")
         for name in wikis:
             pointer = store.pointer(name)
             click.echo(
@@ -104,6 +116,8 @@ def status(wiki: str | None, date: str | None, as_json: bool, settings: Settings
                 if pointer
                 else f"{name}: nothing is published"
             )
+            for line in standing(pointer):
+                click.echo(line)
     else:
         click.echo("no data here yet: run wiki-assets materialize WIKI")
 

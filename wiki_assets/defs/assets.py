@@ -36,10 +36,13 @@ from wiki_assets.defs.partitions import grid
 from wiki_assets.defs.pods import step_pod
 from wiki_assets.defs.publish import GATE, examine, publish, refuse
 from wiki_assets.defs.raw import fetch_snapshot, raw_facts
-from wiki_assets.defs.recipes import Cookbook, Recipe, code_version
+from wiki_assets.defs.recipes import Cookbook, Recipe, code_version, collection_name
 from wiki_assets.defs.rescue import Maker
+from wiki_assets.defs.rollback import standing
 from wiki_assets.defs.shards import Done, each_shard, fan_out
+from wiki_assets.defs.upkeep.prune import prune
 from wiki_assets.defs.voice import say
+from wiki_assets.defs.week import week_of
 from wiki_assets.defs.wikis import WikiConfig, require_shard_count
 from wiki_assets.errors import WikiAssetsError
 from wiki_assets.keys import Snapshot
@@ -319,10 +322,16 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             f"{wiki}: {pointer['collection']} is published, "
             f"{pointer['passages']:,} passages of {pointer['pages']:,} pages",
         )
+        for line in standing(pointer):
+            say(context, line)
+        moved = pointer["collection"] == collection_name(snapshot, cookbook.current_build(snapshot) or 0)
+        if moved:
+            _prune(context, cookbook)
         yield dg.MaterializeResult(
             asset_key=key("published_index"),
             metadata={k: v for k, v in pointer.items() if isinstance(v, int | str)}
-            | {"moved": pointer["snapshot"] == snapshot.date},
+            | week_of(gate.made)
+            | {"moved": moved},
             check_results=results,
         )
 
@@ -332,6 +341,17 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
 def _parts(splits: Sequence[work.Split]) -> str:
     """What is split: files, or ranges of them."""
     return "dump files" if all(split.part is None for split in splits) else "ranges of dump files"
+
+
+def _prune(context: dg.AssetExecutionContext, book: Cookbook) -> None:
+    """What retention does not keep goes. What is published stays published, whatever comes of that."""
+    try:
+        pruned = prune(book, context.instance)
+    except (WikiAssetsError, OSError) as error:
+        say(context, f"{book.config.wiki}: old data was not removed, next time it is: {error}", logging.WARNING)
+        return
+    for line in pruned.lines():
+        say(context, f"{book.config.wiki}: removed {line}")
 
 
 def gpus_per_task() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from wiki_assets.defs.checks import totals
+from wiki_assets.defs.own import comparable
 from wiki_assets.defs.recipes import Cookbook, code_version
 from wiki_assets.files import Manifest
 from wiki_assets.keys import Shard, Snapshot
@@ -21,7 +22,7 @@ Made = Mapping[str, Sequence[Manifest]]
 
 def census(book: Cookbook, snapshot: Snapshot, made: Made, published: dict[str, Any] | None) -> Found:
     """Not more than a set share of the published pages are gone; a truncated dump would delete what it lacks."""
-    if (passes := _nothing_to_compare(snapshot, published)) or published is None:
+    if (passes := _nothing_to_compare(book, snapshot, published)) or published is None:
         return True, {"note": passes}
     limit = book.config.max_loss
     gone = _pages_gone(book, snapshot, made["articles"], Snapshot(snapshot.wiki, published["snapshot"]))
@@ -43,7 +44,7 @@ def census(book: Cookbook, snapshot: Snapshot, made: Made, published: dict[str, 
 
 def drift(book: Cookbook, snapshot: Snapshot, made: Made, published: dict[str, Any] | None) -> Found:
     """Pages and passages are about as many as the published ones."""
-    if (passes := _nothing_to_compare(snapshot, published)) or published is None:
+    if (passes := _nothing_to_compare(book, snapshot, published)) or published is None:
         return True, {"note": passes}
     limit = book.config.max_drift
     counted = {"pages": totals(made["tokens"], "pages")["pages"], "passages": _indexed(made)}
@@ -78,11 +79,13 @@ def no_passage_twice(made: Made, rows: int | None) -> Found:
     return n["vectors"] == n["distinct"] == rows, {**n, "rows": rows if rows is not None else "nothing to ask yet"}
 
 
-def _nothing_to_compare(snapshot: Snapshot, published: dict[str, Any] | None) -> str:
+def _nothing_to_compare(book: Cookbook, snapshot: Snapshot, published: dict[str, Any] | None) -> str:
     if published is None:
         return "nothing is published yet"
     if published["snapshot"] > snapshot.date:
         return f"{published['collection']}, which is newer, stays published"
+    if not comparable(book.store, snapshot, Snapshot(snapshot.wiki, published["snapshot"])):
+        return f"{published['collection']} is from another source, or of titles that somebody chose"
     return ""
 
 

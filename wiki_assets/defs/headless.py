@@ -14,6 +14,7 @@ import dagster as dg
 from wiki_assets.defs.lexical import made_lexical, pointer_part
 from wiki_assets.defs.partitions import dates_name
 from wiki_assets.defs.recipes import STAGES, Cookbook, collection_name
+from wiki_assets.defs.rollback import was_rolled_back
 from wiki_assets.defs.upkeep.reap import process_tags, reap
 from wiki_assets.defs.voice import SILENT_CONSOLE
 from wiki_assets.defs.wikis import WikiConfig
@@ -126,11 +127,16 @@ def _missing(
 
 
 def is_published(book: Cookbook, snapshot: Snapshot) -> bool:
-    """Whether the pointer is at this snapshot's current build and lexical index, or at a newer snapshot."""
+    """Whether the pointer is at this snapshot's current build and lexical index, or at a newer snapshot.
+
+    A build that somebody rolled back was published, too: by itself it is not published again.
+    """
     pointer = book.store.pointer(snapshot.wiki)
     if pointer is None:
         return False
     build, words = book.current_build(snapshot), made_lexical(book, snapshot)
+    if build is not None and was_rolled_back(pointer, collection_name(snapshot, build)):
+        return True
     return pointer["snapshot"] > snapshot.date or (
         build is not None
         and words is not None

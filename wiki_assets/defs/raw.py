@@ -9,6 +9,7 @@ import msgspec
 from upath import UPath
 
 from wiki_assets.defs.recipes import RAW_VERSION
+from wiki_assets.errors import SourceUnavailable
 from wiki_assets.files import FileRecord, Manifest, clear_leftovers, fingerprint, read_manifest, write_json
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.download import FetchedFile
@@ -27,10 +28,24 @@ def raw_facts(manifest: Manifest, folder: str) -> dict[str, Any]:
         "decoded_bytes": facts["decoded_bytes"],
         "seconds": manifest.stats.get("seconds", 0.0),
         "path": dg.MetadataValue.path(folder),
+        **({"ledger": dg.MetadataValue.json(facts["ledger"])} if "ledger" in facts else {}),
         "published_files": dg.MetadataValue.json(
             [{k: f[k] for k in ("name", "url", "size_bytes", "sha256")} for f in facts["files"]]
         ),
     }
+
+
+def require_dump(snapshot: Snapshot, store: Store) -> None:
+    """Refuse to ask a dump server for a snapshot that was made here.
+
+    Raises:
+        SourceUnavailable: naming the commands that make one.
+    """
+    if snapshot.is_own:
+        raise SourceUnavailable(
+            f"{snapshot}: no dump has such a date, and its files are not whole in {store.raw(snapshot)}: make it with "
+            f"wiki-assets fetch-pages {snapshot.wiki} or wiki-assets import {snapshot.wiki}"
+        )
 
 
 def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Callable[[str], object]) -> Manifest:
@@ -55,6 +70,7 @@ def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Ca
     if made is not None:
         say(f"{snapshot}: {len(made.files)} dump files are here already")
         return made
+    require_dump(snapshot, store)
     folder = store.raw(snapshot)
     notes, manifest_path = folder / "fetched.json", folder / "manifest.json"
     for path in (notes, manifest_path):

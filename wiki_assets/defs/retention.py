@@ -22,7 +22,7 @@ from wiki_assets.defs.recipes import Cookbook, Recipe, code_version, collection_
 from wiki_assets.defs.rollback import history
 from wiki_assets.failpoints import failpoint
 from wiki_assets.files import is_local, local_path, locked, read_json, read_manifest, sealed, write_json
-from wiki_assets.keys import Snapshot
+from wiki_assets.keys import Snapshot, is_own
 from wiki_assets.resources.chroma import open_store
 from wiki_assets.resources.pins import is_pinned
 
@@ -76,7 +76,10 @@ def plan(book: Cookbook, *, busy: Collection[str] = ()) -> Plan:
     needed = list(history(pointer))
     dates = dates_on_disk(book)
     pins = {build for build in _builds(book, dates) if is_pinned(_folder(book, build))}
-    keep = dict.fromkeys(dates[-config.keep_snapshots :], f"one of the newest {config.keep_snapshots}")
+    own = [date for date in dates if is_own(date)]  # counted apart: they sort before every dump
+    dumps = [date for date in dates if date not in own]
+    newest = [*own[-config.keep_snapshots :], *dumps[-config.keep_snapshots :]]
+    keep = dict.fromkeys(newest, f"one of the newest {config.keep_snapshots}")
     keep |= {date: "a run works on it" for date in dates if date in busy}
     keep |= {date: "questions are being answered from it" for date, _ in pins}
     keep |= {p["snapshot"]: "to roll back to" for p in needed}

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import dagster as dg
+
 from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.errors import BadRequest, DamagedArtifact, WikiAssetsError
 from wiki_assets.files import read_manifest
@@ -45,6 +47,15 @@ def history(pointer: Pointer | None) -> Iterator[Pointer]:
 def was_rolled_back(pointer: Pointer | None, collection: str) -> bool:
     """Whether a build was taken back, and nothing newer was published since."""
     return collection in [taken["collection"] for taken in (pointer or {}).get("rolled_back", ())]
+
+
+def standing(pointer: Pointer | None) -> list[str]:
+    """What a person should know of what was taken back, a line each."""
+    return [
+        f"{taken['wiki']}: {taken['collection']} was rolled back at {taken['rolled_back_at']} and is not published "
+        f"by itself; to publish it again: wiki-assets rollback {taken['wiki']} --undo"
+        for taken in (pointer or {}).get("rolled_back", ())
+    ]
 
 
 def rollback(wiki: str, settings: Settings, *, undo: bool = False) -> Pointer:
@@ -87,6 +98,20 @@ def rollback(wiki: str, settings: Settings, *, undo: bool = False) -> Pointer:
     pointer = {**target, "rolled_back": taken} if taken else target
     store.publish(wiki, pointer, instead_of=now)
     return pointer
+
+
+def note_in_dagster(instance: dg.DagsterInstance, pointer: Pointer) -> None:
+    """Show a move of the pointer that no run made, beside the partition's materializations; they stay as they are."""
+    facts = {name: value for name, value in pointer.items() if isinstance(value, int | str)}
+    taken = ", ".join(p["collection"] for p in pointer.get("rolled_back", ()))
+    instance.report_runless_asset_event(
+        dg.AssetObservation(
+            dg.AssetKey([pointer["wiki"], "published_index"]),
+            partition=pointer["snapshot"],
+            metadata={**facts, "rolled_back": taken},
+            description="published again by wiki-assets rollback",
+        )
+    )
 
 
 def what_is_missing(store: Store, target: Pointer, settings: Settings) -> str:

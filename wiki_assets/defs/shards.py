@@ -18,6 +18,7 @@ from wiki_assets.defs.failures import may_pass, message_of
 from wiki_assets.defs.fan_out import TASK_DEADLINE_S, fan_out
 from wiki_assets.defs.recipes import Blocked, Cookbook, Recipe
 from wiki_assets.defs.voice import say
+from wiki_assets.defs.week import percent
 from wiki_assets.files import Manifest
 from wiki_assets.keys import Shard, Snapshot
 
@@ -137,7 +138,7 @@ def manifest_facts(manifest: Manifest) -> dict[str, Any]:
     if date := counts.get("compared_with"):
         facts["compared_with"] = date
     if "passages_reused" in counts:
-        facts["passages_reused_percent"] = round(100 * counts["passages_reused"] / max(1, counts["passages"]), 2)
+        facts["passages_reused_percent"] = percent(counts["passages_reused"], counts["passages"])
     facts |= {"size_bytes": size, "fingerprint": manifest.fingerprint}
     if rows is not None:
         facts["dagster/row_count"] = rows

@@ -5,6 +5,7 @@ without an error. So whoever opens a store to write holds a lock on its folder, 
 process.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from wiki_assets.files import is_local
 if TYPE_CHECKING:
     from chromadb import Collection
     from chromadb.api import ClientAPI
+
+_opening = threading.Lock()  # Chroma's own table of open stores is not safe while one thread opens and one closes
 
 
 @contextmanager
@@ -76,7 +79,8 @@ def _embedded(path: Path) -> Iterator["ClientAPI"]:
     import chromadb
 
     try:
-        client = chromadb.PersistentClient(str(path), settings=_quiet())
+        with _opening:
+            client = chromadb.PersistentClient(str(path), settings=_quiet())
     except chromadb.errors.ChromaError as error:
         if "disk is full" not in str(error):
             raise
@@ -86,7 +90,8 @@ def _embedded(path: Path) -> Iterator["ClientAPI"]:
     try:
         yield client
     finally:
-        client.close()  # type: ignore[attr-defined]
+        with _opening:
+            client.close()  # type: ignore[attr-defined]
 
 
 def _with_server(server: str) -> Iterator["ClientAPI"]:

@@ -10,6 +10,7 @@ Source: IANA's registries of special-purpose addresses (RFC 6890); RFC 6052 for 
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -37,6 +38,7 @@ _PRIVATE_TO_CLOUDS = (  # public by their numbers, or to some releases of Python
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _KEEP_ALIVE_S = 5.0
+_ssl_context = cache(httpx.create_ssl_context)  # reads 140 certificates
 
 
 def is_public(address: Address) -> bool:
@@ -108,7 +110,7 @@ class Transport(httpx.BaseTransport):
         proxies = {} if loopback or proxy_bypass(host) else getproxies()
         proxy = proxies.get("https") or proxies.get("all")
         options: dict[str, Any] = {
-            "ssl_context": None if loopback else httpx.create_ssl_context(),
+            "ssl_context": None if loopback else _ssl_context(),
             "max_connections": max_connections,
             "keepalive_expiry": _KEEP_ALIVE_S,
         }

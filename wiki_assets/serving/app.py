@@ -261,9 +261,7 @@ async def _search(request: Request, asked: Question) -> Response:
     return _json(answer_dict(answer))
 
 
-@router.get(
-    "/similar/{page_id}", response_model=AnswerShown, responses=_errors(400, 404, 422, 500), tags=["search"]
-)
+@router.get("/similar/{page_id}", response_model=AnswerShown, responses=_errors(400, 404, 422, 500), tags=["search"])
 async def similar(request: Request, page_id: PageId, asked: Annotated[Likeness, Query()]) -> Response:
     """The articles most like one: the best passage of each."""
     return _json(answer_dict(await _service(request).similar(page_id, wiki=asked.wiki, k=asked.k)))
@@ -276,9 +274,7 @@ async def article_by_title(request: Request, asked: Annotated[Named, Query()]) -
     return _json(article_dict(article, start=asked.start, chars=asked.chars))
 
 
-@router.get(
-    "/article/{page_id}", response_model=ArticleShown, responses=_errors(400, 404, 422, 500), tags=["articles"]
-)
+@router.get("/article/{page_id}", response_model=ArticleShown, responses=_errors(400, 404, 422, 500), tags=["articles"])
 async def article(request: Request, page_id: PageId, asked: Annotated[Slice, Query()]) -> Response:
     """An article by its id, as the snapshot has it."""
     article = await _service(request).article(wiki=asked.wiki, page_id=page_id)

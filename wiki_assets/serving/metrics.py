@@ -27,9 +27,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "wiki_assets_requests", "Requests answered", ["path", "status"], registry=self.registry
-        )
+        self.requests = Counter("wiki_assets_requests", "Requests answered", ["path", "status"], registry=self.registry)
         self.seconds = Histogram(
             "wiki_assets_request_seconds",
             "Seconds from a request's head to the end of its answer",

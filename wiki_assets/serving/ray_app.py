@@ -37,15 +37,15 @@ _LOAD_S = 300.0  # for a model to be loaded; on a new machine it is converted fi
 class Scale(BaseModel, extra="forbid"):
     """How far the service may grow, and what a replica takes."""
 
-    min_replicas: int = Field(1, ge=1, description="Search replicas that are always there")
-    max_replicas: int = Field(4, ge=1, description="Search replicas at most")
-    target_ongoing_requests: float = Field(8, gt=0, description="requests a replica has when there are enough of them")
-    search_cpus: float = Field(1, gt=0, description="CPUs of a Search replica")
-    model_cpus: float = Field(1, gt=0, description="CPUs of a Model replica")
-    model_gpus: float = Field(0, ge=0, description="GPUs of a Model replica")
-    max_models: int = Field(2, ge=1, description="Model replicas at most")
-    batch_rows: int = Field(64, ge=1, description="questions that the model takes at once")
-    batch_wait_s: float = Field(0.002, ge=0, description="how long the first of them waits for others")
+    min_replicas: int = Field(default=1, ge=1, description="Search replicas that are always there")
+    max_replicas: int = Field(default=4, ge=1, description="Search replicas at most")
+    target_ongoing_requests: float = Field(default=8, gt=0, description="requests a replica has when there are enough of them")
+    search_cpus: float = Field(default=1, gt=0, description="CPUs of a Search replica")
+    model_cpus: float = Field(default=1, gt=0, description="CPUs of a Model replica")
+    model_gpus: float = Field(default=0, ge=0, description="GPUs of a Model replica")
+    max_models: int = Field(default=2, ge=1, description="Model replicas at most")
+    batch_rows: int = Field(default=64, ge=1, description="questions that the model takes at once")
+    batch_wait_s: float = Field(default=0.002, ge=0, description="how long the first of them waits for others")
 
 
 class SearchReplica:
@@ -144,14 +144,14 @@ def build(settings: Settings, scale: Scale) -> "Application":
         async def encode(self, asked: "list[tuple[EmbeddingModel, Ids, Ids]]") -> list[Vectors]:
             return await asyncio.to_thread(self.encode_all, asked)
 
-    model = serve.deployment(
+    model: Any = serve.deployment(
         Model,
         name="Model",
         max_ongoing_requests=4 * rows,
         autoscaling_config={"min_replicas": 1, "max_replicas": scale.max_models, "target_ongoing_requests": 2 * rows},
         ray_actor_options={"num_cpus": scale.model_cpus, "num_gpus": scale.model_gpus},
     )
-    search = serve.deployment(
+    search: Any = serve.deployment(
         serve.ingress()(SearchReplica),
         name="Search",
         max_ongoing_requests=ongoing,
@@ -182,7 +182,7 @@ def run_on_ray(settings: Settings, *, host: str, port: int, scale: Scale) -> Non
             logger.info("http://%s:%d on Ray Serve  (Ctrl-C ends it)", host, port)
             _until_told()
         finally:
-            serve.shutdown()
+            serve.delete("wiki_assets")
 
 
 def _until_told() -> None:

@@ -29,6 +29,11 @@ def page_url(wiki: str, title: str) -> str:
     return f"https://{_domain(wiki)}/wiki/{path}"
 
 
+def site_of(wiki: str) -> str:
+    """The root of a wiki's own server, by its name."""
+    return f"https://{_domain(wiki)}"
+
+
 @cache
 def _domain(wiki: str) -> str:
     if wiki in _OWN_DOMAIN:

@@ -127,7 +127,7 @@ class DumpReader:
     def documents(self, chunks: Iterable[bytes]) -> Iterator[Document]:
         """Yield each readable document, its `page_id` filled in from the action line where it has none."""
         action: tuple[int, bytes, int | str | None] | None = None  # line, data, _id: waiting for its document
-        for number, line in self._lines(chunks):
+        for number, line in self.lines(chunks):
             if line is None:
                 self._reject(BadLine.of("too_long", number, b"", f"over {MAX_LINE_BYTES:,} bytes"))
                 action = None
@@ -179,7 +179,7 @@ class DumpReader:
         self.quarantined[bad.reason] += 1
         self.bad_lines.append(bad)
 
-    def _lines(self, chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    def lines(self, chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
         """Lines without their ends, numbered as in the file, from 1; blank ones left out; None for one too long."""
         number, rest, overlong = self.lines_before, b"", False
         for chunk in chunks:

@@ -64,6 +64,8 @@ class Fault:
         match self.target.split(" ")[0]:
             case "raw":
                 return {("raw_dump", SNAPSHOT.date)}
+            case "lexical":
+                return {("lexical_index", SNAPSHOT.date)}
             case "pointer":
                 return {("published_index", SNAPSHOT.date)}
             case "ledger" | "quarantine":
@@ -85,11 +87,14 @@ class Fault:
             "raw manifest": folder / "raw" / date / "manifest.json",
             "ledger": split / f"{dump_file}.json",
             "quarantine": split / f"{dump_file}.quarantine.jsonl",
+            "lexical manifest": folder / "lexical" / date / "manifest.json",
             "pointer": folder / "published.json",
             "index manifest": folder / "index" / f"{date}-1" / "shards" / f"{name}.json",
             "index note": folder / "index" / f"{date}-1" / "build.json",
             "passages file": folder / "passages" / date / f"{name}.parquet",
         }
+        if self.target == "lexical file":
+            return max((folder / "lexical" / date).rglob("*.store"), key=lambda path: path.stat().st_size)
         artifact, _, part = self.target.partition(" ")
         ending = "json" if part == "manifest" else "parquet"
         return special.get(self.target) or folder / artifact / date / f"{name}.{ending}"
@@ -114,7 +119,7 @@ def all_faults() -> list[Fault]:
     of_shards = ("articles", "tokens", "embeddings")
     kinds = [f"{artifact} {part}" for artifact in of_shards for part in ("file", "manifest")]
     kinds += ["passages file", "ledger", "quarantine", "index manifest"]
-    once = ["raw file", "raw manifest", "pointer", "index note", "collection"]
+    once = ["raw file", "raw manifest", "lexical file", "lexical manifest", "pointer", "index note", "collection"]
     return [
         Fault(kind, action, shard)
         for action in ACTIONS
@@ -479,7 +484,7 @@ def two_runs_of_one_partition_publish_once(kept: Kept, folder: Path) -> dict[str
         processes = [stack.enter_context(running(command, env=env, log=log)) for log in logs]
         codes = [process.wait(240) for process in processes]
     said = [log.read_text() for log in logs]
-    assert 0 in codes, said
+    assert 0 in codes, "\n\n".join(said)
     for code, text in zip(codes, said, strict=True):
         assert code == 0 or any(name in text for name in ("another process", "claimed by", "another run")), text
     with trial.instance() as instance:

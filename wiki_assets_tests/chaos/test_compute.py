@@ -23,6 +23,7 @@ from wiki_assets_tests.chaos.plain import OK, in_child
 from wiki_assets_tests.conftest import REPOSITORY
 from wiki_assets_tests.defs.test_checkpoint import LAUNCH, ask_ui
 from wiki_assets_tests.processes import WIKI_ASSETS, free_port, running, wait_until
+from wiki_assets_tests.stages.test_tokens import HUGE, POISON
 from wiki_assets_tests.tinywiki.serve import serving
 
 SHARDS = 6
@@ -80,14 +81,24 @@ def test_pages_that_kill_their_worker_are_set_aside(
 @pytest.mark.chaos("poison")
 def test_nothing_else_is_blamed_on_a_row(chaos_seed: int, record_property) -> None:
     checks.nothing_else_is_blamed_on_a_row(chaos_seed)
-    record_property("cases", 200)
+    record_property("cases", 1_000)
 
 
 @pytest.mark.chaos("poison")
 def test_a_lost_row_stops_publication(wiki: Kept) -> None:
-    for step in ("tokens", "embeddings", "chroma_collection"):
+    for step in ("tokens", "embeddings"):
         assert in_child(lambda step=step: wiki.plain.step(step)) == OK
     checks.a_lost_row_stops_publication(wiki.plain)
+
+
+@pytest.mark.chaos("P2")
+def test_any_text_is_taken_in(articles: Kept, tmp_path: Path, chaos_tier: str, record_property) -> None:
+    texts = POISON | HUGE if chaos_tier == "nightly" else POISON  # test_tokens has the huge ones, in one shard
+    took = checks.any_text_is_taken_in(articles.plain, texts, tmp_path)
+    for what, place in (("CPU s", 0), ("MiB", 1)):
+        worst = max(took, key=lambda name: took[name][place])
+        record_property(f"most {what} of a document", f"{took[worst][place]:.1f} ({worst})")
+    record_property("documents", len(took))
 
 
 @pytest.mark.chaos("K5")
@@ -264,6 +275,7 @@ def losing(kept: Kept, who: str, how: signal.Signals, log: Path, **env: str) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1800)  # nightly, nine losses
 @pytest.mark.chaos("K5")
 def test_a_run_whose_ray_is_lost_fails_in_time_and_the_next_does_the_rest(
     articles: Kept, tmp_path: Path, ray_cluster: None, chaos_tier: str, record_property

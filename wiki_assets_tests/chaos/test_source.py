@@ -147,7 +147,7 @@ def test_a_bomb_is_not_unpacked(tried, bombs, downloader, name):
 
 @pytest.mark.chaos("P1")
 def test_a_bad_line_costs_only_itself(tried, n_seeds):
-    tried(checks_content.a_bad_line_costs_only_itself, 5 * n_seeds)
+    tried(checks_content.a_bad_line_costs_only_itself, 4 * n_seeds)
 
 
 @pytest.mark.chaos("P1")

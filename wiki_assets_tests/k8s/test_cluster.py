@@ -24,7 +24,7 @@ pytestmark = [
 ]
 NAMESPACE = "wiki-assets"
 OVERLAY = os.environ.get("WIKI_K8S_OVERLAY", "dev")
-JOB = f"""
+JOB = """
 import dagster as dg, ray, time
 from dagster_ray import RayResource
 from wiki_assets.defs.fan_out import fan_out
@@ -39,7 +39,7 @@ def cells(ray: RayResource) -> None:
         return r.get_runtime_context().get_node_labels()[GROUP]
     print("groups", sorted(str(result) for _, result in fan_out(where, [(n, (n,)) for n in range(6)])))
 
-done = dg.materialize([cells], resources={{"ray": ray_resource(Settings.from_env())}}, raise_on_error=False)
+done = dg.materialize([cells], resources={"ray": ray_resource(Settings.from_env())}, raise_on_error=False)
 print("success", done.success)
 """
 

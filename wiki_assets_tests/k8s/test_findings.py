@@ -12,6 +12,8 @@
 10  the Chroma chart's faults                here
 """
 
+import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,12 +64,14 @@ def test_6_camel_case_would_collide_and_is_turned(prod: Rendered) -> None:
 
     from wiki_assets.resources.compute import rayjob_like
 
+    context: Any = SimpleNamespace(log=logging.getLogger(__name__))
     template = prod.one("RayJob", "ray")
-    raw = InteractiveRayJobSpec(**{k: v for k, v in template["spec"].items() if k != "rayClusterSpec"})
+    made = rayjob_like(template)
+    fields = {name: value for name, value in template["spec"].items() if name != "rayClusterSpec"}
+    raw = InteractiveRayJobSpec(**fields, ray_cluster_spec=made.spec.ray_cluster_spec)
     with pytest.raises(ValueError, match="collides"):
-        raw.to_k8s(context=None)  # type: ignore[arg-type]
-    made = rayjob_like(template).to_k8s(context=None)  # type: ignore[arg-type]
-    assert made["spec"]["activeDeadlineSeconds"] == template["spec"]["activeDeadlineSeconds"]
+        raw.to_k8s(context)
+    assert made.to_k8s(context)["spec"]["activeDeadlineSeconds"] == template["spec"]["activeDeadlineSeconds"]
 
 
 def test_6_the_driver_has_what_connecting_imports() -> None:

@@ -38,7 +38,7 @@ def seen(rendered: dict[str, Rendered], tmp_path_factory: pytest.TempPathFactory
             assert nodes.poll() is None, log.read_text()
             return (folder / "address.json").exists()
 
-        wait_until(up, within_s=120, what="four Ray nodes")
+        wait_until(up, within_s=240, what="four Ray nodes")
         command = [sys.executable, "-W", "ignore", "-m", MODULE, "drive", str(folder)]
         done = subprocess.run(
             command, env={**os.environ, **env}, text=True, capture_output=True, timeout=240, check=False
@@ -55,6 +55,7 @@ def seen(rendered: dict[str, Rendered], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # four nodes and their agents; the machine may be busy
 class TestOnFourNodes:
     def test_without_our_labels_a_cpu_task_takes_the_gpu_node(self, seen: dict[str, Any]) -> None:
         """Finding 1, as it was found; the control of the next test."""

@@ -189,7 +189,9 @@ def settings(ray: str) -> Settings:
     [("local", LocalRay), ("ray://head:10001", SharedRay), ("head:6379", SharedRay), ("rayjob/a/b", RayJobPerRun)],
 )
 def test_one_setting_chooses(ray: str, kind: type) -> None:
-    assert type(ray_resource(settings(ray))) is kind
+    made = ray_resource(settings(ray))
+    assert isinstance(made, kind)
+    assert isinstance(made, SharedRay) == (kind is SharedRay)
 
 
 def test_an_address_is_where_ray_connects() -> None:

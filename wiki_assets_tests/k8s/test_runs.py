@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from dagster_ray import Lifecycle
 from dagster_ray.kuberay.client import RayJobClient
 from dagster_ray.kuberay.resources.rayjob import KubeRayJobClientResource
+from kubernetes.config import ConfigException
 
 from wiki_assets.defs.pods import DUMPS
 from wiki_assets.resources.compute import RayJobPerRun
@@ -185,3 +187,24 @@ def test_each_verb_is_granted_and_none_besides(
     }
     assert api.used - granted == set(), "used, and refused"
     assert granted - api.used == set(), "granted, and never used"
+
+
+def test_the_download_pod_needs_no_token_of_the_api_server(
+    values: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs in itself, on the chart's instance; the launcher there would want one, and is not woken."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    launcher = chart.dagster_yaml(values["on-volume"])["run_launcher"]
+    assert launcher["config"]["load_incluster_config"] is True
+    home = chart.write_instance(tmp_path, {"run_launcher": launcher, "telemetry": {"enabled": False}})
+
+    @dg.asset
+    def raw_dump() -> None:
+        pass
+
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.event_log_storage.set_concurrency_slots("mirror", 1)
+        job = dg.Definitions([raw_dump]).resolve_implicit_global_asset_job_def()
+        assert job.execute_in_process(instance=instance).success
+        with pytest.raises(ConfigException):
+            instance.run_launcher  # noqa: B018  the control: this is what must not happen

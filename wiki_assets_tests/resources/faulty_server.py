@@ -47,7 +47,7 @@ class FaultyServer:
         self.etags: dict[str, str] = {}
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.requests: list[tuple[str, dict[str, str], float]] = []
-        self.replies: list[tuple[str, int, float]] = []  # path, status, and when its headers were out
+        self.replies: list[tuple[str, int, float]] = []  # path, status, and when it was sent
         self.sent: Counter[str] = Counter()  # bytes of bodies, by path
         self.on_request: Callable[[int, str], object] = lambda number, path: None  # before the reply is thought of
         self.open_now = self.most_open = self.n_connections = self.replies_now = self.most_replies = 0
@@ -163,9 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if fault.trickle_headers_s and not self._trickle(b"".join(self._take_headers()), fault.trickle_headers_s):
             return
-        self.end_headers()
         with faulty.lock:
             faulty.replies.append((path, fault.status or status, time.monotonic()))
+        self.end_headers()
         cut = min(len(body) if n is None else n for n in (fault.drop_after, fault.stall_after, len(body)))
         if fault.trickle_s:
             self._trickle(body[:cut], fault.trickle_s)

@@ -33,6 +33,6 @@ def copy(tinywiki: Settings, tmp_path: Path) -> Callable[[], Settings]:
 
     def make() -> Settings:
         shutil.copytree(tinywiki.root, tmp_path / "copy")
-        return replace(tinywiki, root=str(tmp_path / "copy"), cache=str(tmp_path / "cache"))
+        return replace(tinywiki, root=str(tmp_path / "copy"))
 
     return make

@@ -23,7 +23,7 @@ def test_a_report_says_how_often_and_how_fast_in_every_mode(build: OpenBuild, ti
     report = evaluate(build, QUESTIONS, source="ours", store=Store(tinywiki.root), neighbours=10)
     modes = report["sets"]["all"]
     assert set(modes) == {"hybrid", "dense", "lexical"}
-    assert modes["hybrid"]["page"]["recall@1"] >= max(modes[m]["page"]["recall@1"] for m in ("dense", "lexical"))
+    assert modes["hybrid"]["page"]["recall@1"] > max(modes[m]["page"]["recall@1"] for m in ("dense", "lexical"))
     for found in modes.values():
         assert set(found) == {"page", "latency_ms"}
         assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
@@ -62,10 +62,8 @@ def test_kept_questions_open_the_gate_or_hold_it(copy: Callable[[], Settings]) -
     settings = copy()
     store = Store(settings.root)
     pointer = store.published("tinywiki")
-    assert examine_questions(store, pointer, settings) == (
-        True,
-        {"questions": 0, "note": examine_questions(store, pointer, settings)[1]["note"]},
-    )
+    passed, facts = examine_questions(store, pointer, settings)
+    assert (passed, facts["questions"]) == (True, 0)
     assert keep_questions(store, "tinywiki", QUESTIONS, None, 0.9) == 36
     passed, facts = examine_questions(store, pointer, settings)
     assert passed

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from wiki_assets.serving.marks import matching_spans, words_alike
 
-words = st.sampled_from(["lake", "Lakes", "the", "café", "Cafe", "深い", "湖", "ทะเลสาบ", "baikal", "x", "1,642", "—", "🏔"])
+words = st.sampled_from(
+    ["lake", "Lakes", "the", "café", "Cafe", "深い", "湖", "ทะเลสาบ", "baikal", "x", "1,642", "—", "🏔"]
+)
 texts = st.lists(words | st.text(max_size=5), max_size=12).map(" ".join)
 
 

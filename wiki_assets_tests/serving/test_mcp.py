@@ -104,9 +104,7 @@ def test_a_failure_of_ours_does_not_show_where_we_keep_things() -> None:
 def test_the_same_tools_over_http(mode: Any) -> None:
     with serving_shelf(Limits(rate=0)) as server:
         ask = {"question": "llama", "count": 1}
-        result = with_client(
-            f"{server.url}/mcp", lambda client: client.call_tool("search_wikipedia", ask), mode=mode
-        )
+        result = with_client(f"{server.url}/mcp", lambda client: client.call_tool("search_wikipedia", ask), mode=mode)
         assert result.structured_content["passages"][0]["title"] == "Llama"
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
         elsewhere = httpx.post(f"{server.url}/mcp", json=call, headers={"host": "evil.example"})

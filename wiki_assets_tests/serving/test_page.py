@@ -61,7 +61,9 @@ def test_an_answer_comes_while_the_question_is_typed(page: Page, served: Served)
     page.until("document.querySelector('[role=status]').textContent.includes('10 passages')")
     page.until("document.title.startsWith('Which lake')")
     assert "q=Which+lake" in page.run("location.search")
-    assert page.run("document.querySelector('h3 a').href").startswith("https://tiny.wikipedia.org/wiki/Lake_Baikal#:~:text=")
+    assert page.run("document.querySelector('h3 a').href").startswith(
+        "https://tiny.wikipedia.org/wiki/Lake_Baikal#:~:text="
+    )
 
 
 def test_everything_comes_from_the_service_itself(page: Page, served: Served) -> None:

@@ -5,7 +5,8 @@ Nothing here asks Dagster, or trusts a size: every file is read and hashed. A pa
     PROVEN    its manifest is as it was written, and every file has the recorded SHA-256
     DAMAGED   something vouches for it, and is wrong; `problem` says what was found
     ABSENT    nothing vouches for it
-    PAST      of `published_index`: its index is there, and another snapshot is the published one
+    PAST      of `published_index`: another snapshot is the published one, and its index is there or was retired; of
+              `chroma_collection`: the index was retired, newer ones are kept
 """
 
 import os
@@ -325,7 +326,7 @@ class _Index:
         blanks = [Proof(_COLLECTION, self._snapshot, s.partition_key, State.ABSENT, shard=s) for s in shards]
         build = self._evidence.build = self._current()
         if build is None:
-            return blanks
+            return [replace(blank, state=State.PAST) for blank in blanks] if self._is_retired() else blanks
         found = [self._manifest(blank, build) for blank in blanks]
         if not compare or not any(proof.state is State.PROVEN for proof in found):
             return found
@@ -343,6 +344,11 @@ class _Index:
             return self._book.current_build(snapshot)
         except WikiAssetsError:  # the model is not on this machine
             return builds[-1] if builds and not note.get("given_up") else None
+
+    def _is_retired(self) -> bool:
+        """Whether the snapshot is kept without its index; see retention.py."""
+        builds = self._book.store.builds(self._snapshot)
+        return bool(builds) and bool(self._note(builds[-1])[0].get("retired"))
 
     def _note(self, build: int) -> tuple[dict[str, Any], str]:
         """What a build's own note says, and what is wrong with it."""
@@ -453,7 +459,7 @@ class _Index:
             problem = f"{path}: its bytes are not those that were written"
             return replace(blank, state=State.DAMAGED, problem=problem, suspects=(path,))
         if pointer["snapshot"] != snapshot.date:
-            whole = bool(indexed) and all(proof.manifest for proof in indexed)
+            whole = bool(indexed) and all(proof.manifest or proof.state is State.PAST for proof in indexed)
             return replace(blank, state=State.PAST) if whole else blank
         note, problem = self._note(pointer["build"])
         problem = problem or (

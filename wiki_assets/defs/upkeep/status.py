@@ -6,7 +6,7 @@ So the asset's name is taken off the partition's events, which stay in the log o
 here that knows Dagster's tables; a test holds it to what the UI shows.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -25,9 +25,10 @@ from wiki_assets.defs.upkeep.proof import Proof
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.errors import WikiAssetsError
 from wiki_assets.files import Manifest
-from wiki_assets.keys import Snapshot
+from wiki_assets.keys import Shard
 from wiki_assets.resources.store import Store
 
+MADE_FROM = {"lexical_index": ("articles", "tokens"), "published_index": ("chroma_collection", "lexical_index")}
 _PER_STATEMENT = 500  # partitions
 
 
@@ -94,17 +95,16 @@ def tell_checks(instance: dg.DagsterInstance, wiki: str, artifact: str, manifest
 
 def _event(instance: dg.DagsterInstance, config: WikiConfig, store: Store, proof: Proof) -> dg.AssetMaterialization:
     key = AssetKey([proof.snapshot.wiki, proof.artifact])
+    manifest = proof.manifest
     if proof.artifact == "published_index":
         pointer = store.pointer(proof.snapshot.wiki) or {}
         metadata: dict[str, Any] = {k: v for k, v in pointer.items() if isinstance(v, int | str)} | {"moved": False}
-        return dg.AssetMaterialization(
-            key, partition=proof.partition, metadata=metadata, tags=_tags_of_published(instance, config, store, proof)
-        )
-    manifest = proof.manifest
-    assert manifest is not None, "a proven partition has a manifest"
-    if proof.artifact == "lexical_index":
+        tags = _tags_of_date(instance, config, proof)
+    elif manifest is None:
+        raise ValueError(f"{proof.name}: a proven partition has a manifest")
+    elif proof.artifact == "lexical_index":
         metadata = lexical_facts(manifest) | {"reused": True}
-        tags = _own(manifest.data_version, manifest.code_version)
+        tags = _tags_of_date(instance, config, proof) | _own(manifest.data_version, manifest.code_version)
     elif proof.shard is None:
         metadata = raw_facts(manifest, str(store.raw(proof.snapshot)))
         tags = _own(manifest.data_version, f"{manifest.code_version}:n{config.shards}")
@@ -123,29 +123,19 @@ def _own(data_version: str, code: str) -> dict[str, str]:
     }
 
 
-def _tags_of_published(instance: dg.DagsterInstance, config: WikiConfig, store: Store, proof: Proof) -> dict[str, str]:
-    """As Dagster's own event has them: the version of many inputs is the hash of theirs, in order."""
-    parent = AssetKey([config.wiki, "chroma_collection"])
-    pointer = store.pointer(config.wiki) or {}
-    shards = [store.index_manifest(shard, pointer["build"]) for shard in _shards(config, proof.snapshot)]
-    versions = [manifest.data_version for manifest in shards if manifest]
-    inputs = sha256("".join(versions).encode()).hexdigest() if len(versions) < 100 else versions[-1]
-    code = code_version("published_index", config)
-    tags = {
-        "dagster/data_version": sha256((code + inputs).encode()).hexdigest(),
-        "dagster/code_version": code,
-        f"dagster/input_data_version/{parent.to_user_string()}": inputs,
-    }
-    latest = instance.fetch_materializations(parent, limit=1).records
-    if latest:
-        tags[f"dagster/input_event_pointer/{parent.to_user_string()}"] = str(latest[0].storage_id)
-    return tags
-
-
-def _shards(config: WikiConfig, snapshot: Snapshot) -> Iterator[Any]:
-    from wiki_assets.keys import Shard
-
-    return (Shard(snapshot, number) for number in range(config.shards))
+def _tags_of_date(instance: dg.DagsterInstance, config: WikiConfig, proof: Proof) -> dict[str, str]:
+    """Tags of what is made from a whole snapshot: its version is a hash of its code's and of its inputs'."""
+    shards = [Shard(proof.snapshot, number).partition_key for number in range(config.shards)]
+    tags: dict[str, str] = {}
+    versions: list[str] = []
+    for name in sorted(MADE_FROM[proof.artifact]):
+        partitions = [proof.partition] if name in OF_DATE else shards
+        version, found = provenance.input_tags(instance, AssetKey([config.wiki, name]), partitions)
+        versions.append(version)
+        tags |= found
+    code = code_version(proof.artifact, config)
+    version = sha256("".join([code, *versions]).encode()).hexdigest()
+    return {**tags, "dagster/data_version": version, "dagster/code_version": code}
 
 
 # --- forget
