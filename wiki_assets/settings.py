@@ -98,6 +98,8 @@ class Settings:
         settings = cls(**values)
         if settings.shards:
             check_shard_count(settings.shards)
+        if settings.task_seconds < 1:
+            raise BadRequest(f"WIKI_ASSETS_TASK_SECONDS={settings.task_seconds}: expected 1 or more, such as 900")
         return settings
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from wiki_assets_tests.processes import WIKI_ASSETS
+from wiki_assets_tests.tinywiki.build import HERE
 from wiki_assets_tests.tinywiki.serve import serving
 
 pytestmark = pytest.mark.ray
@@ -71,13 +72,35 @@ def test_a_question_is_answered_by_the_right_page(published: Terminal) -> None:
     answer = published("query", "Which lake holds a fifth of the unfrozen fresh water?", "-k", "3")
     assert answer.returncode == 0
     assert "Lake Baikal" in answer.stdout.splitlines()[0]
+    assert "index.php?title=Lake_Baikal&oldid=2112 characters 0-467" in answer.stdout
+    assert "CC BY-SA 4.0" in answer.stderr
+
+
+def test_a_question_may_be_limited_to_one_way_of_searching_and_some_pages(published: Terminal) -> None:
+    words = ("--mode", "lexical", "--group", "--after", "2000-01-01", "-k", "3", "--json")
+    rows = [json.loads(line) for line in published("query", "deepest lake", *words).stdout.splitlines()]
+    assert rows[0]["title"] == "Lake Baikal"
+    assert len({row["page_id"] for row in rows}) == len(rows)
+    assert all(row["dense_rank"] is None and row["lexical_rank"] for row in rows)
+    assert published("query", "deepest lake", "--category", "No such category").stdout == ""
+
+
+def test_the_index_is_measured_on_ones_own_questions(published: Terminal, tmp_path: Path) -> None:
+    words = ("--questions", str(HERE / "questions.jsonl"), "--out", str(tmp_path), "--neighbours", "5")
+    run = published("eval", *words)
+    assert run.returncode == 0, run.stderr
+    assert "| hybrid | page | 36 |" in run.stdout
+    report = json.loads((tmp_path / "tinywiki-20250105-1.json").read_text("utf-8"))
+    assert report["ann"]["recall@10"] == 1.0
+    assert (tmp_path / "tinywiki-20250105-1.md").read_text("utf-8") == run.stdout
+    assert (tmp_path / "tinywiki-20250105-1.svg").read_text("utf-8").startswith("<svg")
 
 
 def test_json_is_one_object_a_line_with_the_promised_fields(published: Terminal) -> None:
     rows = [json.loads(line) for line in published("query", "violin maker", "-k", "4", "--json").stdout.splitlines()]
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
     fields = {"rank", "score", "page_id", "title", "url", "revision", "passage", "start", "end", "snapshot", "wiki"}
-    assert set(rows[0]) == fields
+    assert set(rows[0]) == fields | {"permalink", "similarity", "dense_rank", "lexical_rank"}
     assert rows[0]["score"] >= rows[3]["score"]
 
 
@@ -114,6 +137,10 @@ def mistake(run: "subprocess.CompletedProcess[str]", code: int, *says: str) -> N
         (["query", "x", "-k", "0"], 2, "expected 1 to 1000"),
         (["query", "x", "-k", "1000000000"], 2, "expected 1 to 1000"),
         (["query", "x", "--wiki", "../../etc"], 2, "is no wiki"),
+        (["query", "x", "--category", " "], 2, "expected a category's name"),
+        (["query", "x", "--after", "2025-02-02", "--before", "2025-02-01"], 2, "swap the two"),
+        (["eval", "--questions", "/no/such/file"], 2, "expected a file"),
+        (["eval", "--gate", "0.9"], 2, "give them with --questions"),
         (["query", "x", "--wiki", "enwiki"], 1, "published there: tinywiki"),
         (["materialize", "../x"], 2, "is no wiki"),
         (["materialize", "tinywiki", "--snapshot", "20250230"], 2, "is no snapshot date"),
@@ -164,5 +191,5 @@ def test_a_chroma_server_that_does_not_answer_is_named(published: Terminal) -> N
 
 
 def test_help_shows_an_example_of_each_command(fresh: Terminal) -> None:
-    for command in ("materialize", "query", "status"):
+    for command in ("materialize", "query", "eval", "status"):
         assert f"wiki-assets {command} " in fresh(command, "--help").stdout

@@ -1,10 +1,20 @@
 """The sample of real dumps through split, merge and tokenize: nothing is lost, and layouts agree."""
 
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from wiki_assets.keys import Snapshot, shards_of
+from wiki_assets.stages.delta import PAGE_COLUMNS, compare_pages
+from wiki_assets.stages.embeddings import EmbeddingParams, embed_shard
+from wiki_assets.stages.evaluation import Found, Question, measures, ranks, read_qrels, read_questions
+from wiki_assets.stages.lexical import LexicalIndex, build_index
+from wiki_assets_tests.chaos.plain import SmallEncoder
 from wiki_assets_tests.pipeline import Made, dump_files, make_articles, make_tokens
 
 pytestmark = pytest.mark.realdata
@@ -124,6 +134,59 @@ def test_pages_that_did_not_change_keep_their_shards_and_their_passages(enwiki, 
     assert passages[0] == passages[1]
 
 
+def test_the_ledger_of_the_week_says_what_came_what_changed_and_what_went(enwiki, make):
+    before = make("enwiki", "20260816")
+    found: Counter[str] = Counter()
+    for shard in range(SHARDS):
+        now = pq.read_table(enwiki.path("articles", shard), columns=list(PAGE_COLUMNS))
+        with before.path("articles", shard).open("rb") as source:
+            found.update(compare_pages(now, source))
+    assert dict(found) == {
+        "pages_added": 295,
+        "pages_changed": 50,
+        "pages_moved": 0,
+        "pages_gone": 282,
+        "pages_unchanged": 9_471,
+    }
+
+
+def embedded(made: Made, known: Made | None = None) -> list[dict[str, Any]]:
+    """Embed every shard of a snapshot, by a stand-in for the model; the counts of each."""
+    counts = []
+    for shard in range(SHARDS):
+        with (
+            made.path("passages", shard).open("rb") as passages,
+            made.path("embeddings", shard).open("wb") as out,
+            known.path("embeddings", shard).open("rb") if known else nullcontext() as before,
+        ):
+            counts.append(
+                embed_shard(
+                    passages, out, encoder=SmallEncoder(), params=EmbeddingParams("small", "0" * 64, 384), metadata={},
+                    known=[before] if before else [],
+                )
+            )  # fmt: skip
+    return counts
+
+
+def test_only_passages_that_changed_are_embedded_again(enwiki, make, record_property):
+    before = make("enwiki", "20260816")
+    first, second = embedded(before), embedded(enwiki, known=before)
+    assert sum(counts["passages_reused"] for counts in first) == 0
+    texts = [dict(pairs(made, "articles", "page_id", "text")) for made in (before, enwiki)]
+    same = {page_id for page_id in texts[0].keys() & texts[1].keys() if texts[0][page_id] == texts[1][page_id]}
+    of_same = sum(page_id in same for page_id, _ in pairs(enwiki, "passages", "page_id", "passage_id"))
+    reused = sum(counts["passages_reused"] for counts in second)
+    assert reused >= of_same, "every passage of a page that did not change"
+    vectors = dict(pairs(before, "embeddings", "input_hash", "vector"))
+    taken = [
+        (old, now) for key, now in pairs(enwiki, "embeddings", "input_hash", "vector") if (old := vectors.get(key))
+    ]
+    assert len(taken) == reused
+    assert all(old == now for old, now in taken)
+    record_property("passages", len(enwiki.table("passages")))
+    record_property("reused", reused)
+
+
 # Other languages
 
 
@@ -142,3 +205,67 @@ def test_other_languages_are_read_whole(make, tokenizer, wiki, n_pages):
     assert made.ledger["pages"] == n_pages
     assert made.total("covered_chars") == made.total("text_chars")
     assert made.total("truncated") == 0
+
+
+# Questions, by their words alone: no vector is needed
+
+
+@pytest.fixture(scope="module")
+def words(enwiki, tmp_path_factory) -> LexicalIndex:
+    folder = tmp_path_factory.mktemp("enwiki-lexical")
+    shards = [(enwiki.path("articles", n).open("rb"), enwiki.path("passages", n).open("rb")) for n in range(SHARDS)]
+    counts = build_index(folder, shards, language="en")
+    for files in shards:
+        for file in files:
+            file.close()
+    assert (counts["pages"], counts["documents"]) == (9_816, enwiki.total("passages"))
+    return LexicalIndex(folder, "en")
+
+
+def asked(words: LexicalIndex, questions: list[Question], qrels: dict[str, set[int]]) -> dict[str, dict[str, float]]:
+    """Measures by what is looked for."""
+    met: dict[str, list[int]] = {}
+    for question in questions:
+        rows = words.rows(words.search(question.question, 10))
+        found = [Found(row.page_id, row.start, row.end) for row in rows]
+        for level, rank in ranks(question, qrels[question.id], found).items():
+            met.setdefault(level, []).append(rank)
+    return {level: measures(found) for level, found in met.items()}
+
+
+def test_words_alone_find_the_page_and_the_paragraph(words, sample_data):
+    qrels = read_qrels(sample_data / "retrieval" / "qrels.tsv")
+    questions = read_questions(sample_data / "retrieval" / "squad_questions.jsonl.gz")
+    assert len(questions) == 6_841, "those that no passage answers are left out"
+    found = asked(words, questions[::4], qrels)
+    assert found["page"]["recall@1"] >= 0.88
+    assert found["page"]["recall@10"] >= 0.97
+    assert found["passage"]["recall@1"] >= 0.73
+    assert found["passage"]["recall@10"] >= 0.94
+    assert found["answer"]["recall@10"] >= 0.91
+
+
+def test_a_short_question_finds_the_page_it_names(words, sample_data):
+    qrels = read_qrels(sample_data / "retrieval" / "qrels.tsv")
+    found = asked(words, read_questions(sample_data / "retrieval" / "fanout_questions.jsonl.gz"), qrels)
+    assert found["page"]["recall@1"] >= 0.65
+    assert found["page"]["recall@10"] >= 0.92
+
+
+def test_titles_and_redirects_find_their_pages(words, enwiki):
+    rows = list(pairs(enwiki, "articles", "page_id", "title", "redirects"))
+    named = [(page, title) for page, title, _ in rows[::29]] + [(page, t) for page, _, names in rows for t in names[:1]]
+    first = [words.search(name, 1)[0].page_id == page for page, name in named]
+    assert sum(first) >= 0.97 * len(first)
+
+
+@pytest.mark.parametrize(("wiki", "language"), [("jawiki", "ja"), ("frwiki", "fr"), ("dewiki", "de")])
+def test_in_other_languages_what_a_page_begins_with_leads_back_to_it(make, tmp_path, wiki, language):
+    made = make(wiki, "20260823", shards=1)
+    with made.path("articles", 0).open("rb") as articles, made.path("passages", 0).open("rb") as passages:
+        build_index(tmp_path, [(articles, passages)], language=language)
+    index = LexicalIndex(tmp_path, language)
+    pages = list(pairs(made, "articles", "page_id", "text"))[::7]
+    start, end = (1, 25) if language == "ja" else (4, 70)  # from the middle of its first word
+    found = [page in [match.page_id for match in index.search(text[start:end], 3)] for page, text in pages]
+    assert sum(found) >= 0.95 * len(found)

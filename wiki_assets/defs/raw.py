@@ -66,13 +66,14 @@ def fetch_snapshot(snapshot: Snapshot, mirror: DumpMirror, store: Store, say: Ca
         SourceUnavailable: if the server does not have it, or does not give it.
         CorruptDump: if what it gives is not a whole dump file, or not the one that was fetched before.
     """
+    folder = store.raw(snapshot)
+    notes, manifest_path = folder / "fetched.json", folder / "manifest.json"
     made = store.raw_manifest(snapshot)
     if made is not None:
         say(f"{snapshot}: {len(made.files)} dump files are here already")
+        notes.unlink(missing_ok=True)  # left by who was killed just before that
         return made
     require_dump(snapshot, store)
-    folder = store.raw(snapshot)
-    notes, manifest_path = folder / "fetched.json", folder / "manifest.json"
     for path in (notes, manifest_path):
         clear_leftovers(path)
     known = _recorded(manifest_path) | _noted(notes)

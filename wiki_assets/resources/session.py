@@ -222,7 +222,7 @@ class Session:
             raise TransientSource(f"{url}: {type(error).__name__}: {error or 'no details'}") from error
 
     def busy(self, message: str, reply: httpx.Response, *, at_least_s: float = 0) -> TransientSource:
-        """The error for a reply that asks to come again later, in its status or in its text; every thread then waits."""
+        """The error for a reply that asks to come again later, by status or by text; every thread then waits."""
         wait_s = max(at_least_s, retry_after(reply.headers))
         if wait_s <= self.patience.max_wait_s:
             with self._told:

@@ -39,7 +39,7 @@ class Scale(BaseModel, extra="forbid"):
 
     min_replicas: int = Field(default=1, ge=1, description="Search replicas that are always there")
     max_replicas: int = Field(default=4, ge=1, description="Search replicas at most")
-    target_ongoing_requests: float = Field(default=8, gt=0, description="requests a replica has when there are enough of them")
+    target_ongoing_requests: float = Field(default=8, gt=0, description="requests that a replica should have")
     search_cpus: float = Field(default=1, gt=0, description="CPUs of a Search replica")
     model_cpus: float = Field(default=1, gt=0, description="CPUs of a Model replica")
     model_gpus: float = Field(default=0, ge=0, description="GPUs of a Model replica")

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from wiki_assets.defs.upkeep import proof, reap, reconcile, status
+from wiki_assets.defs.upkeep import file_proofs, index_proofs, proof, reap, reconcile, status
 from wiki_assets_tests.chaos import checks_upkeep as checks
 from wiki_assets_tests.chaos.kept import Kept
 
@@ -19,15 +19,15 @@ def _trusts_sizes(patch: Patch) -> None:
         name, record = named
         path = reader._root / name
         if not path.exists():
-            return "" if name.endswith(proof._DROPPED) else "missing"
+            return "" if name.endswith(file_proofs._DROPPED) else "missing"
         return "" if path.stat().st_size == record.size_bytes else "another size"
 
-    patch.setattr(proof._Reader, "_file", file)
+    patch.setattr(file_proofs.FileProofs, "_file", file)
 
 
 def _trusts_existence(patch: Patch) -> None:
     patch.setattr(
-        proof._Reader, "_file", lambda reader, named: "" if (reader._root / named[0]).exists() else "missing"
+        file_proofs.FileProofs, "_file", lambda reader, named: "" if (reader._root / named[0]).exists() else "missing"
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def _trusts_manifests(patch: Patch) -> None:
 
 
 def _trusts_the_index(patch: Patch) -> None:
-    patch.setattr(proof, "check_rows", lambda collection, rows: None)
+    patch.setattr(index_proofs, "check_rows", lambda collection, rows: None)
 
 
 def _leaves_lying_manifests(patch: Patch) -> None:

@@ -75,6 +75,7 @@ def not_indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
         yield make_kept(tmp_path_factory.mktemp("many") / "root", mirror, shards=24, until="embeddings")
 
 
+@pytest.mark.timeout(1200)  # waits on conditions, each with its own deadline
 @pytest.mark.chaos("K9")
 def test_backfills_survive_kills_of_the_daemon_and_of_everything(
     not_indexed: Kept, tmp_path: Path, chaos_tier: str, record_property
@@ -85,6 +86,7 @@ def test_backfills_survive_kills_of_the_daemon_and_of_everything(
         record_property(name, value)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.chaos("K9")
 def test_two_runs_of_one_partition_publish_once(
     not_indexed: Kept, tmp_path: Path, chaos_tier: str, record_property

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import json
 import random
+import shutil
 from collections import Counter
 
 import pytest
@@ -29,13 +31,13 @@ PATH = f"/other/cirrussearch/20251229/{NAME}"
 
 
 def dump_text() -> bytes:
-    """About 14 MB: enough for restart points within one gzip member; with bad lines, repeated pages and an action alone."""
+    """About 10 MB, enough for restart points within one gzip member; with bad lines and pages that come twice."""
     dice = random.Random(5)
     words = [dice.randbytes(5).hex() for _ in range(3_000)]
     pieces = []
-    for n in range(1, 8_001):
-        pieces.append(pair(1 + n % 7_900, version=n, text=" ".join(dice.choices(words, k=150))))
-        if n % 400 == 0:
+    for n in range(1, 6_001):
+        pieces.append(pair(1 + n % 5_900, version=n, text=" ".join(dice.choices(words, k=150))))
+        if n % 300 == 0:
             pieces.append(dice.choice([b"garbage\n", b'{"index":{"_id":"5"}}\n', b'{"title":"no id"}\n', b"\n"]))
     return b"".join(pieces)
 
@@ -82,8 +84,15 @@ def ledger(plain: Plain) -> Counter[str]:
     return found
 
 
+def quarantined(plain: Plain) -> list[tuple[int, str, str]]:
+    """Every bad line: its number in the file, the reason, and how it begins."""
+    files = plain.book.store.split(SNAPSHOT).glob("*.quarantine.jsonl")
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return sorted((line["line"], line["reason"], line["start"]) for line in lines)
+
+
 def articles(plain: Plain) -> list[str]:
-    """The bytes of each shard, but for the fingerprints in them, which are of the inputs."""
+    """The bytes of each shard."""
     files = [plain.book.store.file("articles", plain.shard(n)) for n in range(3)]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
@@ -99,14 +108,7 @@ def test_ranges_give_the_articles_and_the_ledger_of_the_whole(whole, ranges, tmp
     assert ledger(ranges) == ledger(whole)
     ranges.step("articles")
     assert articles(ranges) == articles(whole)
-    quarantines = [
-        sorted(line for path in plain.book.store.split(SNAPSHOT).glob("*.quarantine.jsonl") for line in path.open())
-        for plain in (ranges, whole)
-    ]
-    assert len(quarantines[0]) > 5
-    assert [line.partition('"detail"')[0] for line in quarantines[0]] == [
-        line.partition('"detail"')[0] for line in quarantines[1]
-    ]
+    assert quarantined(ranges) == quarantined(whole) != []
     proofs = gather(ranges.book, SNAPSHOT, index=False).of("articles")
     assert {proof.state for proof in proofs.values()} == {State.PROVEN}
 
@@ -127,8 +129,6 @@ def test_a_range_whose_ledger_is_lost_is_missed(ranges):
 
 @pytest.mark.parametrize("restarts", ["there", "lost", "damaged"])
 def test_restart_points_only_save_time(ranges, tmp_path, restarts):
-    import shutil
-
     shutil.copytree(ranges.root / "xwiki" / "raw", tmp_path / "xwiki" / "raw")
     plain = ranges.at(tmp_path)
     path = download.restarts_path(plain.book.store.raw(SNAPSHOT), NAME)
@@ -138,12 +138,10 @@ def test_restart_points_only_save_time(ranges, tmp_path, restarts):
         path.write_bytes(path.read_bytes()[:-1])
     split = work.splits_of(plain.book.store, plain.book.config, SNAPSHOT)[-1]
     assert bool(split._restarts()) == (restarts == "there")
-    assert work.split_dump_file(split).counts["pages"] > 100
+    assert work.split_dump_file(split).counts["pages"] > 0
 
 
 def test_damage_in_a_range_is_an_error_of_that_range(ranges, tmp_path):
-    import shutil
-
     shutil.copytree(ranges.root / "xwiki" / "raw", tmp_path / "xwiki" / "raw")
     plain = ranges.at(tmp_path)
     path = plain.book.store.raw(SNAPSHOT) / NAME
@@ -160,8 +158,6 @@ def test_damage_in_a_range_is_an_error_of_that_range(ranges, tmp_path):
 
 
 def test_ranges_with_a_gap_are_refused(ranges, tmp_path):
-    import shutil
-
     shutil.copytree(ranges.root / "xwiki" / "raw", tmp_path / "xwiki" / "raw")
     plain = ranges.at(tmp_path)
     path = plain.book.store.raw(SNAPSHOT) / "manifest.json"
@@ -173,6 +169,6 @@ def test_ranges_with_a_gap_are_refused(ranges, tmp_path):
         work.splits_of(plain.book.store, plain.book.config, SNAPSHOT)
 
 
-def test_small_files_and_single_bzip2_streams_are_read_whole(packed, tmp_path, whole):
+def test_a_file_of_one_range_is_read_whole(whole):
     (file,) = whole.book.store.raw_manifest(SNAPSHOT).counts["files"]
     assert (file["ranges"], file["restarts"]) == ([], "")

@@ -153,8 +153,11 @@ class Asked:
     shelf: Shelf
 
 
+UNLIMITED = Limits(rate=0)
+
+
 @contextmanager
-def asking(shelf: Shelf, limits: Limits = Limits(rate=0), **options: Any) -> Iterator[TestClient]:
+def asking(shelf: Shelf, limits: Limits = UNLIMITED, **options: Any) -> Iterator[TestClient]:
     """The application around a shelf, while the block runs."""
     app = create_app(lambda: shelf, limits, **options)  # type: ignore[arg-type,return-value]
     with TestClient(app, base_url="http://127.0.0.1") as client:

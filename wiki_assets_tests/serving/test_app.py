@@ -17,7 +17,7 @@ from wiki_assets_tests.serving.conftest import ARTICLES, Asked, Shelf, asking, p
 
 def test_an_answer_names_its_build_and_its_licence(ask: Asked) -> None:
     answer = ask.http.get("/search", params={"q": "deepest lake", "k": 2}).json()
-    assert [hit["title"] for hit in answer["hits"]][0] == "Lake Baikal"
+    assert answer["hits"][0]["title"] == "Lake Baikal"
     assert len(answer["hits"]) == 2
     assert (answer["wiki"], answer["snapshot"], answer["build"]) == ("tinywiki", "20250105", 1)
     assert "CC BY-SA 4.0" in answer["licence"]

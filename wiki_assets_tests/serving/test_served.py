@@ -90,8 +90,9 @@ def test_publishing_disturbs_no_question_and_no_answer_mixes_builds(served: Serv
         try:
             for _ in range(3):
                 build = publish_again(served.settings)["build"]
-                at = f"{served.url}/wikis"
-                wait_until(lambda b=build: httpx.get(at).json()["wikis"][0]["build"] == b, within_s=30)
+                wait_until(
+                    lambda b=build: httpx.get(f"{served.url}/wikis").json()["wikis"][0]["build"] == b, within_s=30
+                )
             n_before = [task.done() for task in asking].count(True)
         finally:
             stop.set()

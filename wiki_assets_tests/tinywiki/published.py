@@ -11,7 +11,6 @@ from typing import Any
 
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.lexical import LexicalWork, lexical_recipe, made_lexical, make_lexical
-from wiki_assets.defs.lexical import LexicalWork, lexical_recipe, make_lexical
 from wiki_assets.defs.publish import examine, publish
 from wiki_assets.defs.raw import fetch_snapshot
 from wiki_assets.defs.recipes import Cookbook
@@ -56,7 +55,6 @@ def publish_tinywiki(root: Path, *, shards: int = 2, dumps: Path = DUMPS) -> Set
         for shard in book.shards(SNAPSHOT):
             work = Work(book.recipe(artifact, shard), book.config, book.store, settings)
             make(work, *([splits] if artifact == "articles" else []))
-    make_lexical(LexicalWork(lexical_recipe(book, SNAPSHOT), book.shards(SNAPSHOT), book.store))
     _index_and_publish(book, settings)
     return settings
 

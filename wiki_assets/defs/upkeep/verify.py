@@ -7,7 +7,8 @@ from typing import Any
 import dagster as dg
 
 from wiki_assets.defs.recipes import STAGES, Cookbook
-from wiki_assets.defs.upkeep.proof import Evidence, Proof, State, gather, snapshots_of
+from wiki_assets.defs.upkeep.evidence import gather, snapshots_of
+from wiki_assets.defs.upkeep.proof import Evidence, Proof, State
 from wiki_assets.defs.upkeep.status import Shown, shown
 from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.keys import Snapshot
