@@ -1,6 +1,6 @@
 """Fill a cache folder with what every machine would else derive at its first task; run while the image is built.
 
-    python k8s/bake.py /opt/wiki_assets/cache
+python k8s/bake.py /opt/wiki_assets/cache
 """
 
 import sys

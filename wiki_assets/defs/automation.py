@@ -8,6 +8,8 @@ Nothing is asked for because code or settings changed: that would remake every s
 the UI shows as stale.
 """
 
+from typing import Any
+
 import dagster as dg
 
 from wiki_assets.defs.wikis import WikiConfig
@@ -15,32 +17,28 @@ from wiki_assets.defs.wikis import WikiConfig
 AGAIN = "17 5 * * *"  # what failed for good is tried once more a day: a mirror, a disk or a quota may be back
 _TICK_S = 60  # one run of a stage takes the shards that became ready between two ticks
 
+_when: Any = dg.AutomationCondition  # whose types do not let two built-in conditions be joined by "or"
 _wanted = (
-    dg.AutomationCondition.newly_missing()
-    | dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
-    | (dg.AutomationCondition.execution_failed() & dg.AutomationCondition.cron_tick_passed(AGAIN))
+    _when.newly_missing()
+    | _when.any_deps_match(_when.data_version_changed())
+    | (_when.execution_failed() & _when.cron_tick_passed(AGAIN))
 ).since_last_handled()
 
 WHEN_REGISTERED = (
-    (
-        dg.AutomationCondition.newly_missing()
-        | (dg.AutomationCondition.execution_failed() & dg.AutomationCondition.cron_tick_passed(AGAIN))
-    ).since_last_handled()
-    & ~dg.AutomationCondition.in_progress()
+    (_when.newly_missing() | (_when.execution_failed() & _when.cron_tick_passed(AGAIN))).since_last_handled()
+    & ~_when.in_progress()
 ).with_label("when its snapshot is registered")
 """Of raw_dump, which has no upstream asset."""
 
 # Really there, not about to be: what is asked for together with its input would not be asked for again if that fails.
-_input_is_there = ~dg.AutomationCondition.any_deps_match(dg.AutomationCondition.missing())
+_input_is_there = ~_when.any_deps_match(_when.missing())
 
-WHEN_INPUT_IS_THERE = (_wanted & _input_is_there & ~dg.AutomationCondition.in_progress()).with_label(
-    "when its input is there"
-)
+WHEN_INPUT_IS_THERE = (_wanted & _input_is_there & ~_when.in_progress()).with_label("when its input is there")
 """Of what is made shard by shard."""
 
-WHEN_ALL_IS_THERE = (
-    _wanted & _input_is_there & ~dg.AutomationCondition.any_deps_in_progress() & ~dg.AutomationCondition.in_progress()
-).with_label("when all of its snapshot is there")
+WHEN_ALL_IS_THERE = (_wanted & _input_is_there & ~_when.any_deps_in_progress() & ~_when.in_progress()).with_label(
+    "when all of its snapshot is there"
+)
 """Of what is made once a snapshot."""
 
 

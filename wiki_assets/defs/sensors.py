@@ -53,7 +53,9 @@ def newest_to_make(wiki: str, registered: Collection[str], mirror: DumpMirror, s
     """
     newest = mirror.latest(wiki)
     pointer = store.pointer(wiki)
-    known = max([*registered, *([pointer["snapshot"]] if pointer else [])], default="")
+    known = max(registered, default="")
+    if pointer:
+        known = max(known, str(pointer["snapshot"]))
     if newest.date > known:
         return newest
     what = "is the newest" if newest.date == known else f"is newer than {newest}, the newest complete one"

@@ -77,11 +77,12 @@ def _writer_lock(path: Path) -> Iterator[None]:
 
 def _embedded(path: Path) -> Iterator["ClientAPI"]:
     import chromadb
+    from chromadb.errors import ChromaError
 
     try:
         with _opening:
             client = chromadb.PersistentClient(str(path), settings=_quiet())
-    except chromadb.errors.ChromaError as error:
+    except ChromaError as error:
         if "disk is full" not in str(error):
             raise
         raise NoSpace(

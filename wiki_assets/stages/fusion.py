@@ -1,9 +1,9 @@
 """Two rankings of passages to one: by meaning (vectors) and by words (BM25).
 
-Each leg's scores are divided by its best one, so that they run from one downwards, and mixed; a passage that one leg did
-not return gets that leg's lowest score. The words count for less the fewer of the question's words even their best
-passage has: a question in other words than the page's is left to the vectors. Passages then gain by what else their
-page has to offer: two more that answer say that the page is about the question.
+Each leg's scores are divided by its best one, so that they run from one downwards, and mixed; a passage that one leg
+did not return gets that leg's lowest score. The words count for less the fewer of the question's words even their
+best passage has: a question in other words than the page's is left to the vectors. Passages then gain by what else
+their page has to offer: two more that answer say that the page is about the question.
 
 Scores, not ranks: a first place that is far ahead counts for more than one that is not, which reciprocal rank fusion
 cannot see (docs/decisions/0010-hybrid-search.md has both measured).

@@ -76,6 +76,7 @@ def not_indexed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 
 @pytest.mark.timeout(1200)  # waits on conditions, each with its own deadline
+@pytest.mark.nightly
 @pytest.mark.chaos("K9")
 def test_backfills_survive_kills_of_the_daemon_and_of_everything(
     not_indexed: Kept, tmp_path: Path, chaos_tier: str, record_property

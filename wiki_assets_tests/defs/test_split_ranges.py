@@ -12,7 +12,8 @@ import pytest
 from wiki_assets.defs import work
 from wiki_assets.defs.raw import fetch_snapshot
 from wiki_assets.defs.recipes import Cookbook
-from wiki_assets.defs.upkeep.proof import State, gather
+from wiki_assets.defs.upkeep.evidence import gather
+from wiki_assets.defs.upkeep.proof import State
 from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.errors import CorruptDump, DamagedArtifact
 from wiki_assets.files import Manifest, json_text, read_manifest, sealed

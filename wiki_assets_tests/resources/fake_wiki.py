@@ -73,6 +73,7 @@ class FakeWiki:
         self.pages_per_reply = 50
         self.bytes_per_reply = 1 << 30
         self.articles = 270_000
+        self.most_requests = 1 << 30  # it refuses any more
         self.faults: list[Say] = []
         self.poison: dict[str, Say] = {}
         self.asked: list[Asked] = []
@@ -101,6 +102,8 @@ class FakeWiki:
             now = time.monotonic()
             self.asked.append(Asked(now, params, agent, self._not_before))
             fault = self.faults.pop(0) if self.faults else self._poisoned(params) or Say()
+            if len(self.asked) > self.most_requests:
+                fault = Say(status=403)
             right = json.dumps(self.answer(params) if fault.error is None else fault.error)
             if fault.continues is not None:
                 right = json.dumps({**json.loads(right), "continue": fault.continues})
