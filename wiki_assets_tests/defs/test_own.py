@@ -266,3 +266,23 @@ def test_a_mistake_gets_one_line(terminal, words, code, says, tmp_path):
     assert (done.exit_code, done.stdout) == (code, ""), done.output
     assert len(done.stderr.strip().splitlines()) == 1 and says in done.stderr
     assert not (tmp_path / "root").exists() or not any((tmp_path / "root").rglob("*.json"))
+
+
+@pytest.mark.chroma
+def test_own_pages_are_published_where_nothing_is_and_never_take_a_dumps_place(table, tmp_path):
+    dump = Plain.laid_out(tmp_path / "dump")
+    dump.all_steps()
+    wiki = dump.snapshot.wiki
+    before = dump.book.store.pointer(wiki)
+    snapshot = Snapshot(wiki, "10260905")
+    import_tables(snapshot, [str(table)], {}, dump.book.store, quiet)
+    own_pages = Plain(dump.book, dump.settings, snapshot)
+    assert own_pages.all_steps() > 4
+    assert dump.book.store.pointer(wiki) == before, "the dump stays published"
+    alone = Store(str(tmp_path / "alone"))
+    import_tables(snapshot, [str(table)], {}, alone, quiet)
+    alone.fix_shard_count(wiki, 2)
+    settings = Settings(root=alone.root)
+    Plain(Cookbook(wiki_config(wiki, settings, alone), alone), settings, snapshot).all_steps()
+    pointer = alone.pointer(wiki)
+    assert pointer is not None and (pointer["snapshot"], pointer["pages"]) == ("10260905", 41)
