@@ -129,16 +129,16 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="wiki_assets-bench-") as folder:
         log = Path(folder) / "serve.log"
         began = time.monotonic()
-        with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process:
+        with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process, httpx.Client() as http:
 
             def ready() -> bool:
                 assert process.poll() is None, log.read_text()
                 try:
-                    return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
+                    return http.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
                 except httpx.TransportError:
                     return False
 
-            wait_until(ready, within_s=180, every_s=0.05, what="the service")
+            wait_until(ready, within_s=180, every_s=0.2, what="the service")
             started = time.monotonic() - began
             service = psutil.Process(process.pid)
             first = httpx.get(f"http://127.0.0.1:{port}/search", params={"q": "x", "wiki": wiki}, timeout=60).json()

@@ -245,15 +245,15 @@ def served(published: Settings, tmp_path_factory: pytest.TempPathFactory) -> Ite
     url = f"http://127.0.0.1:{port}"
     began = time.monotonic()
     env = {"WIKI_ASSETS_ROOT": published.root, "WIKI_ASSETS_RATE": "0"}
-    with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process:
+    with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process, httpx.Client() as http:
 
         def ready() -> bool:
             assert process.poll() is None, log.read_text()
             try:
-                return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+                return http.get(f"{url}/readyz", timeout=30).status_code == 200
             except httpx.TransportError:
                 return False
 
-        wait_until(ready, within_s=120, what="the service")
+        wait_until(ready, within_s=120, every_s=0.2, what="the service")
         yield Served(url, process.pid, published, log, time.monotonic() - began)
         assert process.poll() is None, log.read_text()
