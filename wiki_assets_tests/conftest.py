@@ -23,8 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: those that start Ray come last."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
+    """Those that fork come first, while this process has no threads; those that start Ray come last."""
+
+    def when(item: pytest.Item) -> int:
+        if item.get_closest_marker("ray"):
+            return 2
+        module = item.getparent(pytest.Module)
+        return 1 if module is None or not {"in_child", "checks"} & vars(module.obj).keys() else 0
+
+    items.sort(key=when)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -141,6 +141,7 @@ def main(arguments: list[str]) -> None:
             wait_until(ready, within_s=180, every_s=0.2, what="the service")
             started = time.monotonic() - began
             service = psutil.Process(process.pid)
+            start_cpu_s = cpu_of(service)
             first = httpx.get(f"http://127.0.0.1:{port}/search", params={"q": "x", "wiki": wiki}, timeout=60).json()
             crowds = []
             for name, pause_s, seconds in (
@@ -157,7 +158,8 @@ def main(arguments: list[str]) -> None:
                 crowd.seconds, crowd.cpu_s = time.perf_counter() - since, cpu_of(service) - before
                 crowds.append(crowd)
             memory = service.memory_info().rss
-    print(f"{first['collection']}, mode {first['mode']}, k {chosen.k}: ready after {started:.1f} s, {memory >> 20} MB")
+    start = f"ready after {started:.1f} s ({start_cpu_s:.1f} CPU-s), {memory >> 20} MB"
+    print(f"{first['collection']}, mode {first['mode']}, k {chosen.k}: {start}")
     for crowd in crowds[1:]:
         print(crowd.row())
     print(machine())
@@ -169,6 +171,7 @@ def main(arguments: list[str]) -> None:
                     "collection": first["collection"],
                     "mode": first["mode"],
                     "start_s": started,
+                    "start_cpu_s": start_cpu_s,
                     "memory_bytes": memory,
                     "crowds": [
                         {"name": c.name, "seconds": c.seconds, "cpu_s": c.cpu_s, "refused": c.refused,

@@ -51,7 +51,7 @@ def test_a_run_killed_half_way_leaves_the_finished_shards_materialized_and_the_n
     log = tmp_path / "run.log"
     with running(command, env=environment(wiki), log=log) as process:
         wait_until(
-            lambda: len(wiki.materialized("embeddings")) >= SHARDS // 3 or process.poll() is not None, within_s=120
+            lambda: len(wiki.materialized("embeddings")) >= SHARDS // 3 or process.poll() is not None, within_s=240
         )
         assert process.poll() is None, log.read_text()
         end_group(process, signal.SIGKILL)

@@ -51,7 +51,7 @@ def test_ray_serve_takes_the_search_services_configuration(prod: Rendered) -> No
     from ray.serve.schema import ServeDeploySchema
 
     service = prod.one("RayService", "search")
-    config = ServeDeploySchema.parse_obj(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
     module, _, name = str(application.import_path).partition(":")
     builder = getattr(import_module(module), name)
