@@ -151,6 +151,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.ray
 @pytest.mark.chroma
+@pytest.mark.nightly
 @pytest.mark.chaos("poison")
 def test_a_page_that_kills_its_workers_costs_only_itself(
     wiki: Kept, ray_cluster: None, failing: None, record_property
@@ -276,6 +277,7 @@ def losing(kept: Kept, who: str, how: signal.Signals, log: Path, **env: str) -> 
 
 @pytest.mark.ray
 @pytest.mark.timeout(1800)  # nightly, nine losses
+@pytest.mark.nightly
 @pytest.mark.chaos("K5")
 def test_a_run_whose_ray_is_lost_fails_in_time_and_the_next_does_the_rest(
     articles: Kept, tmp_path: Path, ray_cluster: None, chaos_tier: str, record_property

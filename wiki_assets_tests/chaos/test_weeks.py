@@ -15,6 +15,8 @@ from wiki_assets.stages import articles, embeddings, tokens
 from wiki_assets_tests.chaos import checks_weeks as checks
 from wiki_assets_tests.chaos.plain import Plain
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.mark.chaos("S3")
 @pytest.mark.chroma

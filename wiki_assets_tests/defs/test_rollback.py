@@ -14,6 +14,8 @@ from wiki_assets.search.build import OpenBuild
 from wiki_assets.settings import Settings
 from wiki_assets_tests.chaos.plain import OK, STEPS, Plain, in_child
 
+pytestmark = pytest.mark.nightly
+
 
 def pointer(collection: str, **more: object) -> dict:
     return {"wiki": "tinywiki", "collection": collection, **more}
