@@ -144,9 +144,10 @@ def promises_table(found: dict[str, Any]) -> str:
         lines.append(f"| **{promise.title}.** {promise.text} | {', '.join(promise.rows)} | {shown} |")
     mutants = found["mutants"]
     about = (
-        f"Tier {found['tier']}, seed {found['seed']}, commit {found['commit']}, {found['date']}, {found['machine']}. "
-        f"Deliberately broken builds caught: {mutants['caught']} of {mutants['planted']}."
+        f"Tier {found['tier']}, seed {found['seed']}, commit {found['commit']}, {found['date']}, {found['machine']}."
     )
+    if mutants["planted"]:
+        about += f" Deliberately broken builds caught: {mutants['caught']} of {mutants['planted']}."
     return "\n".join([*lines, "", about, "", f"Not promised: {NOT_PROMISED[0].lower()}{NOT_PROMISED[1:]}"])
 
 
