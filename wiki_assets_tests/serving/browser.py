@@ -94,7 +94,8 @@ class Page:
         wait_until(asked, within_s=within_s, what=script)
 
     def type(self, text: str) -> None:
-        """Type where the focus is, letter by letter."""
+        """Type where the focus is, letter by letter; a page just opened may still be giving it."""
+        self.until("document.activeElement?.matches('input')")
         for letter in text:
             self.send("Input.dispatchKeyEvent", type="keyDown", text=letter, key=letter)
             self.send("Input.dispatchKeyEvent", type="keyUp", key=letter)
