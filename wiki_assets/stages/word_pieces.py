@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MAX_WORDS = 400_000  # in the table; about 100 MB
+_MAX_WORDS = 400_000  # in the table; about 80 MB
 _MAX_WORD_CHARS = 40
 _CLOSING = frozenset(".,;:!?)'\"")
 
@@ -32,7 +32,8 @@ class WordPieceTokenizer:
     def __init__(self, file: Path, *, max_pieces: int) -> None:
         self.file = file
         self.max_pieces = max_pieces
-        self._words: dict[str, list[int]] = {"": []}
+        self._words: dict[str, tuple[int, ...]] = {"": ()}
+        self._known: dict[int, int] = {}  # each id once: the table is small, and near at hand
         spec = json.loads(file.read_text("utf-8"))
         kinds = [(spec.get(part) or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
         added = [token["content"] for token in spec.get("added_tokens", ())]
@@ -79,7 +80,7 @@ class WordPieceTokenizer:
         except KeyError:
             return [piece for word in words for piece in self._word(word)]
 
-    def _word(self, word: str) -> list[int]:
+    def _word(self, word: str) -> tuple[int, ...]:
         """Pieces of what stands between two spaces; from the table, or into it."""
         pieces = self._words.get(word)
         if pieces is None:
@@ -87,11 +88,12 @@ class WordPieceTokenizer:
                 # punctuation is always a word of its own: look up what stands before it
                 pieces = self._word(word[:-1]) + self._word(word[-1])
             else:
-                pieces = self._tokenizer.encode(word, add_special_tokens=False).ids
+                ids = self._tokenizer.encode(word, add_special_tokens=False).ids
+                pieces = tuple([self._known.setdefault(piece, piece) for piece in ids])
             if len(word) <= _MAX_WORD_CHARS:
                 if len(self._words) >= _MAX_WORDS:
                     self._words.clear()
-                    self._words[""] = []
+                    self._words[""] = ()
                 self._words[word] = pieces
         return pieces
 
