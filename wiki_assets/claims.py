@@ -12,7 +12,7 @@ was committed stays in its manifest, so it outlives the claim.
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +50,6 @@ class Claim:
             Superseded: if somebody claimed this after us.
         """
         with self._alone():
-            self.require()
             if self.manifest_path.exists():
                 self.manifest_path.unlink()
                 if is_local(self.manifest_path):
@@ -64,14 +63,7 @@ class Claim:
             Superseded: if somebody claimed this after us.
         """
         manifest = msgspec.structs.replace(manifest, claim=self.number, run=self.run)
-
-        @contextmanager
-        def alone() -> Iterator[None]:
-            with self._alone():
-                self.require()
-                yield
-
-        write_json(self.manifest_path, manifest, fence=alone)
+        write_json(self.manifest_path, manifest, fence=self._alone)
         _path(self.manifest_path, self.number).unlink(missing_ok=True)
         return manifest
 
@@ -86,9 +78,12 @@ class Claim:
                 "terminate one of the two runs if both go on"
             )
 
-    def _alone(self) -> AbstractContextManager[object]:
-        """On a file system, nobody else looks at the claims or puts a file in place meanwhile."""
-        return locked(_folder(self.manifest_path) / f"{self.manifest_path.stem}.lock")
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """With the highest claim; on a file system, nobody else looks at claims or puts a file in place meanwhile."""
+        with locked(_folder(self.manifest_path) / f"{self.manifest_path.stem}.lock"):
+            self.require()
+            yield
 
 
 def claim(manifest_path: UPath | Path, run: str = "", *, writes: Sequence[UPath | Path] = ()) -> Claim:
@@ -122,7 +117,6 @@ def claim(manifest_path: UPath | Path, run: str = "", *, writes: Sequence[UPath 
                 continue
     mine = Claim(manifest_path, number, run)
     with mine._alone():
-        mine.require()
         for older in _numbers(manifest_path):
             if older < number:
                 _path(manifest_path, older).unlink(missing_ok=True)
@@ -143,8 +137,8 @@ def _numbers(manifest_path: UPath | Path) -> list[int]:
     """The claims there are, of any run."""
     folder = _folder(manifest_path)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    stem, _, _ = f"{manifest_path.stem}.".rpartition(".")
-    return [int(end) for name in names for start, _, end in [name.rpartition(".")] if start == stem and end.isdecimal()]
+    ends = [name.removeprefix(f"{manifest_path.stem}.") for name in names if name.startswith(f"{manifest_path.stem}.")]
+    return [int(end) for end in ends if end.isdecimal()]
 
 
 def _highest(manifest_path: UPath | Path) -> int:

@@ -12,22 +12,23 @@ import json
 import os
 import re
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import msgspec
+import psutil
 from upath import UPath
 
-from wiki_assets.errors import DamagedArtifact, NoSpace, StoreLocked
+from wiki_assets.errors import DamagedArtifact, NoSpace, StoreLocked, WikiAssetsError
 from wiki_assets.failpoints import failpoint
 
 _PART = ".part"
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
-_LOCK_S = 60  # nobody holds one for longer than it takes to put a file in place
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -165,9 +166,9 @@ def whole_file(
         NoSpace: if there is no space left.
     """
     with naming_no_space(target):
-        spool = local_path(target) if is_local(target) else _spool(target)
+        spool = local_path(target) if is_local(target) else spool_folder(target.parent) / target.name
         spool.parent.mkdir(parents=True, exist_ok=True)
-        _clear_dead(spool)
+        clear_leftovers(spool, dead_here=True)
         temporary = spool.with_name(f".{spool.name}.{_HOST}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_PART}")
         try:
             failpoint("file.create")
@@ -204,30 +205,20 @@ def whole_file(
             temporary.unlink(missing_ok=True)
 
 
-def clear_leftovers(target: UPath | Path) -> None:
-    """Delete what processes that were killed while they wrote `target` left beside it."""
-    if is_local(target):
-        for leftover in local_path(target).parent.glob(f".{target.name}.*{_PART}"):
-            leftover.unlink(missing_ok=True)
+def clear_leftovers(target: UPath | Path, *, dead_here: bool = False) -> None:
+    """Delete what was left half-written of `target`, beside it.
 
-
-def _clear_dead(target: Path) -> None:
-    """Delete what dead processes of this machine left half-written of `target`."""
-    for leftover in target.parent.glob(f".{target.name}.{_HOST}.*{_PART}"):
+    Args:
+        target: what was to be written.
+        dead_here: only what dead processes of this machine left; another may be writing it now.
+    """
+    if not is_local(target):
+        return
+    writer = f"{_HOST}.*" if dead_here else "*"
+    for leftover in local_path(target).parent.glob(f".{target.name}.{writer}{_PART}"):
         pid = leftover.name.removesuffix(_PART).rpartition(".")[2].partition("-")[0]
-        if pid.isdecimal() and not is_alive(int(pid)):
+        if not dead_here or (pid.isdecimal() and not psutil.pid_exists(int(pid))):
             leftover.unlink(missing_ok=True)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether this machine has a process of that number now."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def local_path(path: UPath | Path) -> Path:
@@ -235,19 +226,43 @@ def local_path(path: UPath | Path) -> Path:
     return Path(str(path))
 
 
-def _spool(target: UPath | Path) -> Path:
-    """Where bytes for an object store wait until they are whole."""
-    return Path(tempfile.gettempdir()) / "wiki_assets-spool" / target.name
+def spool_folder(folder: UPath | Path) -> Path:
+    """Where bytes for a folder of an object store wait on this machine until they are whole; it is made.
+
+    Raises:
+        WikiAssetsError: if another user could put bytes there.
+    """
+    ours = Path(tempfile.gettempdir()) / f"wiki_assets-{os.getuid()}"
+    with suppress(FileExistsError):
+        ours.mkdir(mode=0o700)
+    found = ours.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise WikiAssetsError(
+            f"{ours}: not a folder that only we can open (mode {stat.filemode(found.st_mode)}, user {found.st_uid}); "
+            "delete it, or set TMPDIR to a folder of your own"
+        )
+    place = ours / fingerprint(str(folder))
+    place.mkdir(exist_ok=True)
+    return place
 
 
 @contextmanager
-def locked(path: UPath | Path) -> Iterator[None]:
-    """Hold a lock file for a moment, so that looking and replacing are one step. Nothing on an object store.
+def locked(
+    path: UPath | Path,
+    timeout_s: float = 60,
+    busy: str = "held for over {timeout_s:.0f} s by another process, stopped or stuck: end it, then run again",
+) -> Iterator[None]:
+    """Hold a lock file. Nothing on an object store.
 
     The kernel gives it back when its process dies.
 
+    Args:
+        path: of the lock file; its folder is made if needed.
+        timeout_s: how long to wait for whoever holds it. The default is far longer than putting a file in place takes.
+        busy: what the error says after the path, and what to do.
+
     Raises:
-        StoreLocked: if somebody holds it for longer than it takes to put a file in place.
+        StoreLocked: if somebody holds it for longer.
     """
     if not is_local(path):
         yield
@@ -255,13 +270,11 @@ def locked(path: UPath | Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     local_path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(path), timeout=timeout_s)
     try:
-        lock = FileLock(str(path), timeout=_LOCK_S)
         lock.acquire()
     except Timeout:
-        raise StoreLocked(
-            f"{path}: held for over {_LOCK_S} s by another process, stopped or stuck: end it, then run again"
-        ) from None
+        raise StoreLocked(f"{path}: {busy.format(timeout_s=timeout_s)}") from None
     try:
         yield
     finally:

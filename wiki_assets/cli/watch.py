@@ -76,6 +76,7 @@ def wikis(as_json: bool, settings: Settings) -> None:
     \b
     wiki-assets wikis
     """
+    from wiki_assets.defs.report import aligned
     from wiki_assets.defs.wikis import known_wikis
     from wiki_assets.resources.store import Store
 
@@ -111,6 +112,4 @@ def wikis(as_json: bool, settings: Settings) -> None:
         )
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    for line in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    click.echo(aligned(cells))

@@ -13,7 +13,7 @@ import dagster as dg
 
 from wiki_assets.defs.lexical import made_lexical, pointer_part
 from wiki_assets.defs.partitions import dates_name
-from wiki_assets.defs.recipes import STAGES, Cookbook, collection_name
+from wiki_assets.defs.recipes import OF_DATE, STAGES, Cookbook, collection_name
 from wiki_assets.defs.rollback import was_rolled_back
 from wiki_assets.defs.upkeep.reap import process_tags, reap
 from wiki_assets.defs.voice import SILENT_CONSOLE
@@ -103,16 +103,8 @@ def _missing(
 ) -> Iterator[tuple[dict[str, str], int]]:
     """The runs that a stage needs: for each range of shards that are not done, its run tags and its size."""
     recorded = instance.get_materialized_partitions(key)
-    if stage == "raw_dump":
-        if snapshot.date not in recorded or book.store.raw_manifest(snapshot) is None:
-            yield {"dagster/partition": snapshot.date}, 1
-        return
-    if stage == "lexical_index":
-        if snapshot.date not in recorded or made_lexical(book, snapshot) is None:
-            yield {"dagster/partition": snapshot.date}, 1
-        return
-    if stage == "published_index":
-        if snapshot.date not in recorded or not is_published(book, snapshot):
+    if stage in OF_DATE:
+        if snapshot.date not in recorded or not _is_made(stage, book, snapshot):
             yield {"dagster/partition": snapshot.date}, 1
         return
     raw = book.store.raw_manifest(snapshot)
@@ -124,6 +116,15 @@ def _missing(
             yield {"dagster/partition": first}, 1
         else:
             yield {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}, len(cells)
+
+
+def _is_made(stage: str, book: Cookbook, snapshot: Snapshot) -> bool:
+    """Whether a stage of one partition a snapshot has its output."""
+    if stage == "raw_dump":
+        return book.store.raw_manifest(snapshot) is not None
+    if stage == "lexical_index":
+        return made_lexical(book, snapshot) is not None
+    return is_published(book, snapshot)
 
 
 def is_published(book: Cookbook, snapshot: Snapshot) -> bool:

@@ -124,7 +124,8 @@ def make_lexical(work: LexicalWork) -> Manifest:
             raise LedgerBroken(
                 f"{work}: {counts['documents']} passages in it, {recipe.passages} were made of the pages"
             )
-        records = {_name(target / file.name): _put(file, target / file.name) for file in _files(Path(scratch))}
+        targets = {file: target / file.name for file in _files(Path(scratch))}
+        records = {work.store.name(there): _put(file, there) for file, there in targets.items()}
     stats = {
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
@@ -240,8 +241,3 @@ def _put(file: Path, target: UPath) -> FileRecord:
         shutil.copyfileobj(source, out, 4 << 20)
     file.unlink()
     return out.record
-
-
-def _name(target: UPath) -> str:
-    """A file as its manifest names it: relative to the wiki's folder."""
-    return "/".join(target.parts[-4:])

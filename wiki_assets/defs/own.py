@@ -17,14 +17,14 @@ import msgspec
 from upath import UPath
 
 from wiki_assets.compression import decoded_chunks, gzip_packer
-from wiki_assets.errors import BadRequest, LedgerBroken, SourceUnavailable, StoreLocked
+from wiki_assets.errors import BadRequest, LedgerBroken, SourceUnavailable
 from wiki_assets.files import (
     FileRecord,
     Manifest,
     clear_leftovers,
     fingerprint,
     is_local,
-    local_path,
+    locked,
     read_manifest,
     sha256_of,
     whole_file,
@@ -390,24 +390,13 @@ def _vouch(
 @contextmanager
 def _alone(folder: UPath) -> Iterator[None]:
     """One process at a time makes a snapshot; nothing holds another back on an object store."""
-    if not is_local(folder):
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    path = local_path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(path.with_name(f"{path.name}.lock")), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreLocked(f"{path}: another process is making this snapshot: wait for it, or end it") from None
-    try:
-        yield
-    finally:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-        lock.release()
+    busy = "another process is making this snapshot: wait for it, or end it"
+    with locked(folder.with_name(f"{folder.name}.lock"), timeout_s=0, busy=busy):
+        try:
+            yield
+        finally:
+            if is_local(folder) and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _list(counts: Mapping[str, int]) -> str:

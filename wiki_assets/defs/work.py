@@ -93,8 +93,7 @@ def _peak_memory_bytes() -> int:
 
 def _name(work: Work, artifact: str) -> str:
     """A shard's file as its manifest names it: relative to the wiki's folder."""
-    path = work.store.file(artifact, work.recipe.shard)
-    return "/".join(path.parts[-3:])
+    return work.store.name(work.store.file(artifact, work.recipe.shard))
 
 
 # --- articles: split a dump file, merge a shard
@@ -164,7 +163,7 @@ class Split:
         return self.store.split(self.snapshot) / f"{self.name}.{ending}"
 
     def _name(self, ending: str) -> str:
-        return f"articles/{self.snapshot.date}/split/{self.name}.{ending}"
+        return self.store.name(self._path(ending))
 
 
 def split_dump_file(split: Split) -> Manifest:
@@ -439,7 +438,7 @@ def _set_aside(work: Work, quarantine: Quarantine, mine: Claim) -> dict[str, Fil
     if quarantine.rows:
         with whole_file(path, fence=mine.fence) as out:
             quarantine.write(out)
-        return {"/".join(path.parts[-3:]): out.record}
+        return {work.store.name(path): out.record}
     if path.exists():
         with mine.fence():
             path.unlink(missing_ok=True)
@@ -450,7 +449,7 @@ def passages_set_aside(store: Store, shard: Shard) -> list[str]:
     """Passages of a shard that have no vector, because none could be made."""
     path = store.quarantine("embeddings", shard)
     manifest = store.manifest("embeddings", shard)
-    if manifest is None or "/".join(path.parts[-3:]) not in manifest.files:
+    if manifest is None or store.name(path) not in manifest.files:
         return []
     with path.open("rb") as source:
         return [row.passage_id for row in read_quarantine(source)]

@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, NoSpace, NotPublished, SourceUnavailable, StoreLocked
-from wiki_assets.files import is_local
+from wiki_assets.errors import BadRequest, NoSpace, NotPublished, SourceUnavailable
+from wiki_assets.files import is_local, locked
 
 if TYPE_CHECKING:
     from chromadb import Collection
     from chromadb.api import ClientAPI
 
 _opening = threading.Lock()  # Chroma's own table of open stores is not safe while one thread opens and one closes
+_BUSY = "another process is writing this store; wait until it ends, then run again"
 
 
 @contextmanager
@@ -50,29 +51,12 @@ def open_store(folder: UPath | Path, server: str = "", *, write: bool = False) -
     path = Path(str(folder))
     if write:
         path.mkdir(parents=True, exist_ok=True)
-        with _writer_lock(path):
+        with locked(path.with_name(f"{path.name}.lock"), timeout_s=0, busy=_BUSY):
             yield from _embedded(path)
     elif not (path / "chroma.sqlite3").exists():
         raise NotPublished(f"{path}: no Chroma store there; run wiki-assets materialize")
     else:
         yield from _embedded(path)
-
-
-@contextmanager
-def _writer_lock(path: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreLocked(
-            f"{path}: another process is writing this store; wait until it ends, then run again"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _embedded(path: Path) -> Iterator["ClientAPI"]:

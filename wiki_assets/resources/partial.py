@@ -8,7 +8,6 @@ a link is not followed, and bytes for an object store wait where only we can wri
 import fcntl
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import msgspec
 from upath import UPath
 
 from wiki_assets.errors import StoreLocked, WikiAssetsError
-from wiki_assets.files import clear_leftovers, fingerprint, is_local, sync_folder, write_json
+from wiki_assets.files import clear_leftovers, is_local, spool_folder, sync_folder, write_json
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,18 +40,7 @@ def partial_path(folder: UPath | Path, name: str) -> Path:
         place = Path(cast(Path, folder))
         place.mkdir(parents=True, exist_ok=True)
         return place / f"{name}.partial"
-    ours = Path(tempfile.gettempdir()) / f"wiki_assets-{os.getuid()}"
-    with suppress(FileExistsError):
-        ours.mkdir(mode=0o700)
-    found = ours.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise WikiAssetsError(
-            f"{ours}: not a folder that only we can open (mode {stat.filemode(found.st_mode)}, user {found.st_uid}); "
-            "delete it, or set TMPDIR to a folder of your own"
-        )
-    place = ours / fingerprint(str(folder))
-    place.mkdir(exist_ok=True)
-    return place / f"{name}.partial"
+    return spool_folder(folder) / f"{name}.partial"
 
 
 def forget_note(path: Path) -> None:

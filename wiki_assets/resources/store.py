@@ -77,6 +77,10 @@ class Store:
             )
         return count
 
+    def name(self, path: UPath) -> str:
+        """A file as its manifest names it: relative to the wiki's folder."""
+        return "/".join(path.parts[len(root_path(self.root).parts) + 1 :])
+
     def raw(self, snapshot: Snapshot) -> UPath:
         """The folder of a snapshot's dump files."""
         return self.wiki(snapshot.wiki) / "raw" / snapshot.date

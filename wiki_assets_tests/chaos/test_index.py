@@ -105,7 +105,7 @@ def test_rows_that_are_not_read_back_are_caught(plain, before, tmp_path, record_
 def test_a_missing_writers_lock_is_caught(plain, before, tmp_path, record_property):
     record_property("mutants planted", 1)
     with (
-        mock.patch.object(chroma, "_writer_lock", return_value=nullcontext()),
+        mock.patch.object(chroma, "locked", return_value=nullcontext()),
         pytest.raises(AssertionError, match="let in"),
     ):
         checks.second_writers_are_refused(plain, before["lexical_index"], tmp_path, 1)

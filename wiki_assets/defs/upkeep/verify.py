@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from wiki_assets.defs.recipes import STAGES, Cookbook
+from wiki_assets.defs.report import aligned
 from wiki_assets.defs.upkeep.evidence import gather, snapshots_of
 from wiki_assets.defs.upkeep.proof import Evidence, Proof, State
 from wiki_assets.defs.upkeep.status import Shown, shown
@@ -196,7 +197,4 @@ def table(found: Sequence[dict[str, Any]]) -> str:
                 str(len(row["proven_not_shown"]) or ""),
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return aligned(lines)
