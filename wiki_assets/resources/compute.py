@@ -8,6 +8,7 @@ there now: every node names its group, and the head, which is always there, the 
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -24,6 +25,9 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fi
 from wiki_assets.errors import BadRequest, WikiAssetsError
 from wiki_assets.resources.liveness import leave_ray
 from wiki_assets.settings import Settings
+
+if "ray" not in sys.modules:  # which reads this once, when it is imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 GROUP = "wiki-assets/group"  # of every node: head, cpu or gpu
 CPU_SLOTS = "wiki-assets/cpu-slots"  # of the head: CPUs of all cpu workers at most
@@ -89,7 +93,6 @@ def _rayjob(setting: str) -> tuple[str, str]:
 
 
 def _init_options(settings: Settings) -> dict[str, Any]:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default by now; said aloud, it does not warn
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without GPUs still sees their driver
     os.environ.setdefault("RAY_task_oom_retries", "3")  # without it, Ray tries again for ever where memory is short
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

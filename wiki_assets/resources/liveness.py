@@ -175,11 +175,12 @@ class LocalProcesses:
         import ray
 
         folder = str(Path(ray.__file__).parent)
-        for child in psutil.Process().children():
+        ours = set[int]()
+        for process in psutil.Process().children(recursive=True):  # one walk over all processes, parents first
             try:
-                if any(folder in part for part in child.cmdline()):
-                    for process in (child, *child.children(recursive=True)):
-                        self._seen[process.pid, process.create_time()] = process
+                if process.ppid() in ours or any(folder in part for part in process.cmdline()):
+                    ours.add(process.pid)
+                    self._seen[process.pid, process.create_time()] = process
             except psutil.Error:
                 continue  # gone meanwhile
 

@@ -9,7 +9,6 @@ its `args` are the fields of `Scale`. Settings are the `WIKI_ASSETS_*` variables
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -170,10 +169,9 @@ def build(settings: Settings, scale: Scale) -> "Application":
 
 def run_on_ray(settings: Settings, *, host: str, port: int, scale: Scale) -> None:
     """Start or join Ray, serve there, and wait until told to end."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported, which the next lines do
-    from ray import serve  # noqa: TID251
+    from wiki_assets.resources.compute import ray_session  # isort: skip  # before Ray is imported
 
-    from wiki_assets.resources.compute import ray_session
+    from ray import serve  # noqa: TID251
 
     with ray_session(settings):
         serve.start(http_options={"host": host, "port": port})

@@ -87,8 +87,8 @@ def cut_page(
         LedgerBroken: if a passage outgrew the model or characters went missing; neither can happen.
     """
     room = min(word_pieces, tokenizer.max_pieces) - (tokenizer.max_pieces - tokenizer.room)
-    prefix = _prefix(title, prompt, tokenizer, room)
-    room = max(1, room - len(tokenizer.ids(prefix)))
+    prefix, prefix_ids = _prefix(title, prompt, tokenizer, room)
+    room = max(1, room - len(prefix_ids))
     max_chars = room * _CHARS_PER_PIECE
     units: list[Unit] = []
     for start, end in sentence_spans(text, language):
@@ -96,7 +96,7 @@ def cut_page(
     passages: list[Passage] = []
     seen: Counter[str] = Counter()
     limit = min(word_pieces, tokenizer.max_pieces)
-    reader = _Reader(text, prefix, tokenizer, limit)
+    reader = _Reader(text, prefix, prefix_ids, tokenizer, limit)
     for packed in _pack(units, text, room, max_chars):
         for a, b, ids in reader.read(packed):
             text_hash = hashlib.blake2b((prefix + text[a:b].strip()).encode(), digest_size=16).hexdigest()
@@ -107,12 +107,16 @@ def cut_page(
     return passages
 
 
-def _prefix(title: str, prompt: str, tokenizer: WordPieceTokenizer, room: int) -> str:
-    """The title as it stands before a passage, cut between words to a quarter of the room."""
+def _prefix(title: str, prompt: str, tokenizer: WordPieceTokenizer, room: int) -> tuple[str, list[int]]:
+    """The title as it stands before a passage, cut between words to a quarter of the room; and its word pieces."""
     words = title.split(" ")
-    while words and len(tokenizer.ids(prompt + " ".join(words) + ": ")) > max(4, room // 4):
+    while words:
+        prefix = prompt + " ".join(words) + ": "
+        ids = tokenizer.ids(prefix)
+        if len(ids) <= max(4, room // 4):
+            return prefix, ids
         words.pop()
-    return prompt + (" ".join(words) + ": " if words else "")
+    return prompt, tokenizer.ids(prompt)
 
 
 def _add_units(
@@ -163,9 +167,11 @@ def _pack(units: Sequence[Unit], text: str, room: int, max_chars: int) -> list[l
 class _Reader:
     """What the model reads of a passage: the title and the passage's text, as one string."""
 
-    def __init__(self, text: str, prefix: str, tokenizer: WordPieceTokenizer, limit: int) -> None:
-        self._text, self._prefix, self._tokenizer, self._limit = text, prefix, tokenizer, limit
-        self._prefix_ids = tokenizer.ids(prefix)
+    def __init__(
+        self, text: str, prefix: str, prefix_ids: list[int], tokenizer: WordPieceTokenizer, limit: int
+    ) -> None:
+        self._text, self._prefix, self._prefix_ids = text, prefix, prefix_ids
+        self._tokenizer, self._limit = tokenizer, limit
 
     def read(self, units: Sequence[Unit]) -> list[tuple[int, int, list[int]]]:
         """Span and word pieces of some units as one passage; as several, where joining them outgrew the model."""

@@ -28,6 +28,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"any of {', '.join(SUBJECTS)}; default all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
+        "--times", type=int, default=4, help="read each article so many times, so that a side takes seconds; default 4"
+    )
+    parser.add_argument(
         "--dump",
         type=Path,
         action="append",
@@ -38,8 +41,8 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.subjects) - set(SUBJECTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(SUBJECTS)}")
-    if chosen.repeats < 1:
-        parser.error("--repeats: expected at least 1")
+    if chosen.repeats < 1 or chosen.times < 1:
+        parser.error("--repeats, --times: expected at least 1")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
     )  # for Ray's workers
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> None:
             if subject == "articles":
                 from wiki_assets_tests.bench.articles import compare_articles
 
-                rows += compare_articles(dumps, chosen.repeats, target)
+                rows += compare_articles(dumps, chosen.repeats, chosen.times, target)
             elif subject == "embeddings":
                 from wiki_assets_tests.bench.embeddings import compare_embeddings
 

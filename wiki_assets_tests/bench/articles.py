@@ -13,7 +13,7 @@ from wiki_assets.keys import Snapshot
 from wiki_assets.resources.models import DEFAULT_MODEL, find_model, load_encoding
 from wiki_assets.settings import Settings
 from wiki_assets_tests.bench.bare import Bare
-from wiki_assets_tests.bench.dumps import Dump, fill_store, thinned, tiny_dump
+from wiki_assets_tests.bench.dumps import SHARDS, Dump, fill_store, repeated, thinned, tiny_dump
 from wiki_assets_tests.bench.measure import Row, Side, best_rate
 from wiki_assets_tests.bench.naive import Naive, start_ray
 
@@ -37,9 +37,9 @@ class Platform:
             if isinstance(result, Exception):
                 raise RuntimeError(f"warming worker {i}: {result}") from result
 
-    def prepare(self, dump: Dump, root: Path) -> None:
+    def prepare(self, dump: Dump, root: Path, shards: int) -> None:
         """Lay out a store with the dump files."""
-        self._book = fill_store(dump, root)
+        self._book = fill_store(dump, root, shards)
 
     def run(self, snapshot: Snapshot, at_once: int) -> dict[str, Any]:
         """Split, merge and tokenize, one or two tasks at a time.
@@ -124,8 +124,12 @@ def warm_worker(root: Path, settings: Settings) -> None:
     time.sleep(3)
 
 
-def compare_articles(dumps: Sequence[Dump], repeats: int, folder: Path) -> list[Row]:
-    """Run all three sides in turn, `repeats` times, over every dump."""
+def compare_articles(samples: Sequence[Dump], repeats: int, times: int, folder: Path) -> list[Row]:
+    """Run all three sides in turn, `repeats` times, over every dump, each of its articles `times` times."""
+    dumps = []
+    for i, sample in enumerate(samples):
+        (folder / f"many-{i}").mkdir()
+        dumps.append(repeated(sample, times, folder / f"many-{i}"))
     settings = Settings.from_env()
     model = find_model(DEFAULT_MODEL)
     load_encoding("cl100k_base", settings.cache_folder)  # copies the ranks to the cache
@@ -152,9 +156,9 @@ def compare_articles(dumps: Sequence[Dump], repeats: int, folder: Path) -> list[
                         print(f"    in which {side.n_started} processes were started", flush=True)
 
                 measured("bare", bare, dump.files, str(at / "bare"), dump.snapshot.wiki, _WORD_PIECES)
-                ours.run("prepare", dump, at / "two")
+                ours.run("prepare", dump, at / "two", SHARDS * times)
                 measured(TWO, ours, dump.snapshot, 2)  # first, so that both workers begin cold and end warm
-                ours.run("prepare", dump, at / "one")
+                ours.run("prepare", dump, at / "one", SHARDS * times)
                 measured(ONE, ours, dump.snapshot, 1)
                 naive.run("warm", str(at / "warm"))
                 measured("naive", naive, few[dump].files, str(at / "json"))

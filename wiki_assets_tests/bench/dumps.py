@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from wiki_assets.defs.recipes import RAW_VERSION, Cookbook
 from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.files import FileRecord, Manifest, fingerprint, write_json
@@ -82,7 +84,27 @@ def thinned(dump: Dump, n_documents: int, folder: Path) -> Dump:
     return Dump((target,))
 
 
-def fill_store(dump: Dump, root: Path) -> Cookbook:
+def repeated(dump: Dump, times: int, folder: Path) -> Dump:
+    """A dump with each document so many times, under as many page ids: enough for a steady measurement."""
+    if times == 1:
+        return dump
+    found = []
+    for path in dump.files:
+        target = folder / path.name
+        packed = bz2.open if path.suffix == ".bz2" else gzip.open
+        with packed(path) as lines:
+            pairs = [(json.loads(action)["index"], json.loads(next(lines))) for action in lines]
+        with packed(target, "wb", compresslevel=9 if path.suffix == ".bz2" else 6) as out:
+            for number in range(times):
+                for action, document in pairs:
+                    page_id = int(action["_id"]) + number * 10**9
+                    again = {"index": {**action, "_id": str(page_id)}}, {**document, "page_id": page_id}
+                    out.writelines(msgspec.json.encode(line) + b"\n" for line in again)
+        found.append(target)
+    return Dump(tuple(found))
+
+
+def fill_store(dump: Dump, root: Path, shards: int = SHARDS) -> Cookbook:
     """A store with the dump files and their manifest, as the raw_dump stage leaves it."""
     snapshot = dump.snapshot
     store = Store(str(root))
@@ -108,8 +130,8 @@ def fill_store(dump: Dump, root: Path) -> Cookbook:
         counts={"files": listed},
     )
     write_json(folder / "manifest.json", manifest)
-    store.fix_shard_count(snapshot.wiki, SHARDS)
-    return Cookbook(WikiConfig(snapshot.wiki, SHARDS, DEFAULT_MODEL), store)
+    store.fix_shard_count(snapshot.wiki, shards)
+    return Cookbook(WikiConfig(snapshot.wiki, shards, DEFAULT_MODEL), store)
 
 
 def page_texts(dump: Dump, limit: int) -> list[tuple[int, str, str, str]]:
