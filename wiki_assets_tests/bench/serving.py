@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from wiki_assets.resources.store import Store
 from wiki_assets_tests.bench.measure import machine
-from wiki_assets_tests.processes import WIKI_ASSETS, free_port, running, wait_until
+from wiki_assets_tests.serving.service import serving
 
 PAUSE_S = (0.2, 0.6)  # between an answer and the next question of one who reads
 _FORMS = (
@@ -124,41 +124,29 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     wiki = Store(chosen.root).published(chosen.wiki)["wiki"]
     query = f"wiki={wiki}&k={chosen.k}&mode={chosen.mode}"
-    port = free_port()
     env = {"WIKI_ASSETS_ROOT": chosen.root, "WIKI_ASSETS_RATE": "0"}
-    with tempfile.TemporaryDirectory(prefix="wiki_assets-bench-") as folder:
-        log = Path(folder) / "serve.log"
-        began = time.monotonic()
-        with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process, httpx.Client() as http:
-
-            def ready() -> bool:
-                assert process.poll() is None, log.read_text()
-                try:
-                    return http.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            wait_until(ready, within_s=180, every_s=0.2, what="the service")
-            started = time.monotonic() - began
-            service = psutil.Process(process.pid)
-            start_cpu_s = cpu_of(service)
-            first = httpx.get(f"http://127.0.0.1:{port}/search", params={"q": "x", "wiki": wiki}, timeout=60).json()
-            crowds = []
-            for name, pause_s, seconds in (
-                ("warming up", None, 3.0),
-                (f"{chosen.clients} clients without a pause", None, chosen.seconds),
-                (f"{chosen.clients} clients who read, {PAUSE_S[0]:g}-{PAUSE_S[1]:g} s", PAUSE_S, chosen.seconds),
-            ):
-                crowd = Crowd(name)
-                before, since = cpu_of(service), time.perf_counter()
-                asked = questions(chosen.root, wiki, seed=len(crowds))
-                asyncio.run(
-                    ask_all(port, asked, crowd, clients=chosen.clients, seconds=seconds, query=query, pause_s=pause_s)
-                )
-                crowd.seconds, crowd.cpu_s = time.perf_counter() - since, cpu_of(service) - before
-                crowds.append(crowd)
-            memory = service.memory_info().rss
-    start = f"ready after {started:.1f} s ({start_cpu_s:.1f} CPU-s), {memory >> 20} MB"
+    with (
+        tempfile.TemporaryDirectory(prefix="wiki_assets-bench-") as folder,
+        serving(env, Path(folder) / "serve.log") as started,
+    ):
+        service = psutil.Process(started.process.pid)
+        start_cpu_s = cpu_of(service)
+        first = httpx.get(f"{started.url}/search", params={"q": "x", "wiki": wiki}, timeout=60).json()
+        crowds = []
+        for name, pause_s, seconds in (
+            ("warming up", None, 3.0),
+            (f"{chosen.clients} clients without a pause", None, chosen.seconds),
+            (f"{chosen.clients} clients who read, {PAUSE_S[0]:g}-{PAUSE_S[1]:g} s", PAUSE_S, chosen.seconds),
+        ):
+            crowd = Crowd(name)
+            before, since = cpu_of(service), time.perf_counter()
+            asked = questions(chosen.root, wiki, seed=len(crowds))
+            port, clients = started.port, chosen.clients
+            asyncio.run(ask_all(port, asked, crowd, clients=clients, seconds=seconds, query=query, pause_s=pause_s))
+            crowd.seconds, crowd.cpu_s = time.perf_counter() - since, cpu_of(service) - before
+            crowds.append(crowd)
+        memory = service.memory_info().rss
+    start = f"ready after {started.seconds_to_ready:.1f} s ({start_cpu_s:.1f} CPU-s), {memory >> 20} MB"
     print(f"{first['collection']}, mode {first['mode']}, k {chosen.k}: {start}")
     for crowd in crowds[1:]:
         print(crowd.row())
@@ -170,7 +158,7 @@ def main(arguments: list[str]) -> None:
                     "machine": machine(),
                     "collection": first["collection"],
                     "mode": first["mode"],
-                    "start_s": started,
+                    "start_s": started.seconds_to_ready,
                     "start_cpu_s": start_cpu_s,
                     "memory_bytes": memory,
                     "crowds": [

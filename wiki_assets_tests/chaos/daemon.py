@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,16 +12,9 @@ from typing import Any
 
 from wiki_assets.defs.instance import DAEMON_SETTINGS
 from wiki_assets_tests.chaos.kept import Kept
+from wiki_assets_tests.graphql import ask_ui, is_up, launch_backfill
 from wiki_assets_tests.processes import end_group, free_port, running, wait_until
 
-LAUNCH = """
-mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}"""
 START_SENSOR = """
 mutation($sensor: SensorSelector!) {
   startSensor(sensorSelector: $sensor) { __typename ... on PythonError { message } }
@@ -93,34 +85,21 @@ class Dagster:
 
     def wait_until_up(self) -> None:
         """Until the webserver has loaded our definitions."""
-        names = "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }"
 
         def up() -> bool:
             assert self._web.poll() is None, self.logs()
             assert self.code.poll() is None, self.logs()
-            try:
-                return bool(self.ask(names)["repositoriesOrError"].get("nodes"))
-            except OSError:
-                return False
+            return is_up(self._web_port)
 
         wait_until(up, within_s=180, every_s=0.3, what="the webserver")
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """One GraphQL request, as the UI makes it."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        url = f"http://127.0.0.1:{self._web_port}/graphql"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            answer = json.load(reply)
-        assert "errors" not in answer, answer
-        return answer["data"]
+        return ask_ui(self._web_port, query, **variables)
 
     def launch_backfill(self, assets: list[str], partitions: list[str]) -> str:
         """As from the UI; returns its id."""
-        selection = [{"path": ["tinywiki", name]} for name in assets]
-        launched = self.ask(LAUNCH, params={"assetSelection": selection, "partitionNames": partitions})
-        assert launched["launchPartitionBackfill"]["__typename"] == "LaunchBackfillSuccess", launched
-        return launched["launchPartitionBackfill"]["backfillId"]
+        return launch_backfill(self._web_port, assets, partitions)
 
     def start_sensor(self, name: str) -> None:
         """Turn a sensor on."""

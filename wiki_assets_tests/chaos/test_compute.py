@@ -20,7 +20,7 @@ from wiki_assets_tests.chaos import ray_tasks
 from wiki_assets_tests.chaos.kept import SNAPSHOT, Kept, dagster_home, make_kept
 from wiki_assets_tests.chaos.plain import OK, in_child
 from wiki_assets_tests.conftest import REPOSITORY
-from wiki_assets_tests.defs.test_checkpoint import LAUNCH, ask_ui
+from wiki_assets_tests.graphql import is_up, launch_backfill
 from wiki_assets_tests.processes import WIKI_ASSETS, free_port, running, wait_until
 from wiki_assets_tests.stages.test_tokens import HUGE, POISON
 from wiki_assets_tests.tinywiki.serve import serving
@@ -371,16 +371,12 @@ def test_a_run_of_the_ui_whose_ray_is_lost_is_shown_as_failed(wiki: Kept, tmp_pa
     cells = [shard.partition_key for shard in wiki.book.shards(SNAPSHOT)]
     with running(command, env=env, log=log, cwd=REPOSITORY) as process, wiki.instance() as instance:
 
-        def launched() -> Any:
+        def up() -> bool:
             assert process.poll() is None, log.read_text()
-            try:
-                asked = {"assetSelection": [{"path": ["tinywiki", "tokens"]}], "partitionNames": cells}
-                return ask_ui(port, LAUNCH, params=asked)["launchPartitionBackfill"]
-            except OSError:
-                return None
+            return is_up(port)
 
-        answer = wait_until(launched, within_s=180, every_s=1, what="the webserver")
-        assert answer["__typename"] == "LaunchBackfillSuccess", answer
+        wait_until(up, within_s=180, every_s=1, what="the webserver")
+        launch_backfill(port, ["tokens"], cells)
         wait_until(
             lambda: len(checks.stamps(wiki, "tokens")) == SHARDS - 1, within_s=280, every_s=0.5, what="all but one"
         )

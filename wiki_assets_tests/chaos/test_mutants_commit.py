@@ -65,15 +65,13 @@ PLANTED = {
 
 @pytest.mark.chaos("mutants")
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_broken_build_is_caught(name, plain, oracle, tmp_path, record_property):
+def test_a_broken_build_is_caught(name, plain, oracle, tmp_path):
     mutant, check = PLANTED[name]
-    record_property("mutants planted", 1)
     with mutant(), pytest.raises(AssertionError):
         check(plain, oracle, tmp_path)
-    record_property("mutants caught", 1)
 
 
-@pytest.mark.chaos("mutants")
+@pytest.mark.chaos("controls")
 @pytest.mark.parametrize("check", {check for _, check in PLANTED.values()}, ids=lambda check: check.__name__)
 def test_the_same_checks_pass_on_the_build_as_it_is(check, plain, oracle, tmp_path):
     check(plain, oracle, tmp_path)

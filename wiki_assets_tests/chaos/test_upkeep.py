@@ -150,6 +150,7 @@ def test_a_sensor_that_ticks_twice_registers_a_date_once_and_starts_nothing(kept
         assert isinstance(again, dg.SkipReason)
 
 
+@pytest.mark.chaos("mutants")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_build_is_caught(kept: Kept, tmp_path: Path, name: str) -> None:
     broken, check = MUTANTS[name]

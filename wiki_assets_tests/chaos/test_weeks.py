@@ -121,19 +121,17 @@ def by_passage_id(row: dict[str, Any]) -> str:
 
 
 @pytest.mark.chaos("mutants")
-def test_reuse_by_a_passages_place_is_caught(tokenizer, tmp_path: Path, record_property) -> None:
+def test_reuse_by_a_passages_place_is_caught(tokenizer, tmp_path: Path) -> None:
     with checks.vectors_known_by(by_place), pytest.raises(AssertionError, match="not their passages'"):
         checks.two_weeks_of_files(tmp_path, tokenizer, 1)
-    record_property("planted", 1)
 
 
 @pytest.mark.chaos("mutants")
-def test_reuse_by_passage_id_is_caught(tokenizer, tmp_path: Path, record_property) -> None:
+def test_reuse_by_passage_id_is_caught(tokenizer, tmp_path: Path) -> None:
     with checks.vectors_known_by(by_passage_id):
         plain, expected = checks.two_weeks_of_files(tmp_path, tokenizer, 1)
         with pytest.raises(AssertionError, match="not their passages'"):
             checks.other_word_pieces(plain, tokenizer, expected.pages)
-    record_property("planted", 1)
 
 
 @contextmanager
@@ -164,8 +162,7 @@ def nothing_removed() -> AbstractContextManager[object]:
     ],
 )
 def test_a_broken_build_is_caught(
-    broken: Callable[[], AbstractContextManager[object]], found: str, tokenizer, tmp_path: Path, record_property
+    broken: Callable[[], AbstractContextManager[object]], found: str, tokenizer, tmp_path: Path
 ) -> None:
     with broken(), pytest.raises(AssertionError, match=found):
         checks.publish_and_roll_back(tmp_path, tokenizer, 1)
-    record_property("planted", 1)

@@ -1,18 +1,16 @@
 """Partition status is the checkpoint: shown by killing a run, and by watching one through the UI's own API."""
 
-import json
 import signal
 import sys
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 
 from wiki_assets.keys import Shard
 from wiki_assets_tests.defs.conftest import SNAPSHOT, Deployment
+from wiki_assets_tests.graphql import ask_ui, is_up, launch_backfill
 from wiki_assets_tests.processes import WIKI_ASSETS, end_group, free_port, running, wait_until
 
 pytestmark = pytest.mark.ray
@@ -76,14 +74,6 @@ def test_a_run_killed_half_way_leaves_the_finished_shards_materialized_and_the_n
     assert killed.status == dg.DagsterRunStatus.FAILURE, "the killed run does not stay started for ever"
 
 
-LAUNCH = """
-mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}"""
 WATCH = """
 query($key: AssetKeyInput!, $backfill: String!) {
   assetNodeOrError(assetKey: $key) { ... on AssetNode { partitionStats { numMaterialized } } }
@@ -92,16 +82,6 @@ query($key: AssetKeyInput!, $backfill: String!) {
     ... on PythonError { message }
   }
 }"""
-
-
-def ask_ui(port: int, query: str, **variables: Any) -> dict[str, Any]:
-    """One GraphQL request, as the UI makes it."""
-    body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        answer = json.load(reply)
-    assert "errors" not in answer, answer
-    return answer["data"]
 
 
 def test_a_backfill_from_the_ui_turns_partitions_materialized_one_by_one(
@@ -116,25 +96,15 @@ def test_a_backfill_from_the_ui_turns_partitions_materialized_one_by_one(
 
         def up() -> bool:
             assert process.poll() is None, log.read_text()
-            try:
-                return bool(
-                    ask_ui(port, "{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")[
-                        "repositoriesOrError"
-                    ].get("nodes")
-                )
-            except OSError:
-                return False
+            return is_up(port)
 
         wait_until(up, within_s=120, every_s=0.5, what="the webserver")
         cells = [f"{SNAPSHOT.date}|{number:05d}" for number in range(first, last + 1)]
-        launched = ask_ui(
-            port, LAUNCH, params={"assetSelection": [{"path": ["tinywiki", "embeddings"]}], "partitionNames": cells}
-        )["launchPartitionBackfill"]
-        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        backfill = launch_backfill(port, ["embeddings"], cells)
         seen: list[int] = []
 
         def finished() -> str | None:
-            found = ask_ui(port, WATCH, key={"path": ["tinywiki", "embeddings"]}, backfill=launched["backfillId"])
+            found = ask_ui(port, WATCH, key={"path": ["tinywiki", "embeddings"]}, backfill=backfill)
             count = found["assetNodeOrError"]["partitionStats"]["numMaterialized"]
             if not seen or seen[-1] != count:
                 seen.append(count)
@@ -146,5 +116,5 @@ def test_a_backfill_from_the_ui_turns_partitions_materialized_one_by_one(
     assert wiki.materialized("embeddings") == set(cells)
     assert len(seen) >= 5, f"partitions turned materialized in steps: {seen}"
     assert seen == sorted(seen)
-    backfill_runs = wiki.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": launched["backfillId"]}))
+    backfill_runs = wiki.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill}))
     assert len(backfill_runs) == 1, "one run for the range, not one a shard"

@@ -88,15 +88,7 @@ def pods(values: Mapping[str, Any]) -> Iterator[Pod]:
         wait = [
             {**w, "securityContext": own["securityContext"], "resources": own["initContainerResources"]} for w in waits
         ]
-        main = {
-            "name": "dagster",
-            "image": image(own["image"]),
-            "securityContext": own["securityContext"],
-            "resources": own["resources"],
-            "env": [password(values), *own["env"]],
-            "envFrom": sources(own),
-            "volumeMounts": list(own["volumeMounts"]),
-        }
+        main = container("dagster", own, values)
         volumes = [{"name": "dagster-instance", "configMap": {"name": f"{RELEASE}-instance"}}, *own["volumes"]]
         yield Pod(
             f"Deployment/{name}",
@@ -109,15 +101,7 @@ def pods(values: Mapping[str, Any]) -> Iterator[Pod]:
             [*first, *wait, main],
         )
     for own in user["deployments"]:
-        main = {
-            "name": "dagster-user-deployments",
-            "image": image(own["image"]),
-            "securityContext": own["securityContext"],
-            "resources": own["resources"],
-            "env": [password(values), *own["env"]],
-            "envFrom": sources(own),
-            "volumeMounts": list(own["volumeMounts"]),
-        }
+        main = container("dagster-user-deployments", own, values)
         labels = {**selector("dagster-user-deployments"), "component": "user-deployments", "deployment": own["name"]}
         yield Pod(
             f"Deployment/{own['name']}",
@@ -138,6 +122,19 @@ def selector(name: str) -> dict[str, str]:
 def password(values: Mapping[str, Any]) -> dict[str, Any]:
     key = {"name": values["global"]["postgresqlSecretName"], "key": "postgresql-password"}
     return {"name": "DAGSTER_PG_PASSWORD", "valueFrom": {"secretKeyRef": key}}
+
+
+def container(name: str, own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The main container of one of the chart's own pods."""
+    return {
+        "name": name,
+        "image": image(own["image"]),
+        "securityContext": own["securityContext"],
+        "resources": own["resources"],
+        "env": [password(values), *own["env"]],
+        "envFrom": sources(own),
+        "volumeMounts": list(own["volumeMounts"]),
+    }
 
 
 def sources(own: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,11 +2,9 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +19,8 @@ from wiki_assets.serving.limits import Limits
 from wiki_assets.serving.server import listen, make_server
 from wiki_assets.settings import Settings
 from wiki_assets.stages.index import Hit, check_question
-from wiki_assets_tests.processes import WIKI_ASSETS, free_port, running, wait_until
+from wiki_assets_tests.processes import wait_until
+from wiki_assets_tests.serving.service import Service, serving
 
 ARTICLES = {
     7: ("Llama", "Llamas spit at one another when they argue about food. They are social animals."),
@@ -226,34 +225,10 @@ def published(tinywiki: Settings) -> Settings:
     return tinywiki
 
 
-@dataclass
-class Served:
-    """A service that runs as `wiki-assets serve` starts it."""
-
-    url: str
-    pid: int
-    settings: Settings
-    log: Path
-    seconds_to_ready: float
-
-
 @pytest.fixture(scope="session")
-def served(published: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(published: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for every test that asks for it, without a rate limit."""
     log = tmp_path_factory.mktemp("served") / "serve.log"
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    began = time.monotonic()
-    env = {"WIKI_ASSETS_ROOT": published.root, "WIKI_ASSETS_RATE": "0"}
-    with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process, httpx.Client() as http:
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            try:
-                return http.get(f"{url}/readyz", timeout=30).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_until(ready, within_s=120, every_s=0.2, what="the service")
-        yield Served(url, process.pid, published, log, time.monotonic() - began)
-        assert process.poll() is None, log.read_text()
+    with serving({"WIKI_ASSETS_ROOT": published.root, "WIKI_ASSETS_RATE": "0"}, log) as service:
+        yield service
+        assert service.process.poll() is None, log.read_text()

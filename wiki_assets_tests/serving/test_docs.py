@@ -9,8 +9,10 @@ import yaml
 from wiki_assets.serving.app import create_app
 from wiki_assets.serving.limits import Limits
 from wiki_assets.serving.ray_app import Scale
+from wiki_assets.settings import Settings
 from wiki_assets_tests.conftest import REPOSITORY
-from wiki_assets_tests.serving.conftest import Served, Shelf
+from wiki_assets_tests.serving.conftest import Shelf
+from wiki_assets_tests.serving.service import Service
 
 TEXT = (REPOSITORY / "docs" / "serving.md").read_text("utf-8")
 
@@ -54,11 +56,11 @@ def test_the_arguments_of_a_rayservice_are_those_that_are_taken() -> None:
 
 @pytest.mark.chroma
 def test_langchain_reads_the_collection_as_it_is(
-    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: Service, published: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("langchain_chroma")
     code = blocks("python")[0].replace("http://127.0.0.1:8080", served.url)
-    monkeypatch.chdir(served.settings.root + "/..")  # the example's root is data/
+    monkeypatch.chdir(published.root + "/..")  # the example's root is data/
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
         exec(compile(code, "docs/serving.md", "exec"), {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wiki_assets_tests.serving.browser import CHROMIUM, Page, browsing
-from wiki_assets_tests.serving.conftest import Served
+from wiki_assets_tests.serving.service import Service
 
 pytestmark = [
     pytest.mark.browser,
@@ -21,7 +21,7 @@ SCREENS = {"desktop": {"width": 1200}, "phone": {"width": 390, "height": 844, "p
 
 
 @pytest.fixture(scope="module")
-def tab(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def tab(served: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """One tab for the tests of this file; pictures of it lie in `pictures` beside its profile."""
     with browsing(tmp_path_factory.mktemp("browser")) as page:
         page.open(served.url)  # the first one takes a second
@@ -49,7 +49,7 @@ def focus(page: Page) -> str:
     return page.run("document.activeElement.id || document.activeElement.textContent")
 
 
-def test_an_answer_comes_while_the_question_is_typed(page: Page, served: Served) -> None:
+def test_an_answer_comes_while_the_question_is_typed(page: Page, served: Service) -> None:
     page.open(served.url)
     assert focus(page) == "q", "one can type at once"
     page.type(QUESTION)
@@ -66,14 +66,14 @@ def test_an_answer_comes_while_the_question_is_typed(page: Page, served: Served)
     )
 
 
-def test_everything_comes_from_the_service_itself(page: Page, served: Served) -> None:
+def test_everything_comes_from_the_service_itself(page: Page, served: Service) -> None:
     page.open(f"{served.url}/?q=llama")
     page.open(f"{served.url}/docs")
     assert page.requested
     assert [url for url in page.requested if not url.startswith((served.url, "data:"))] == []
 
 
-def test_the_keyboard_is_enough(page: Page, served: Served) -> None:
+def test_the_keyboard_is_enough(page: Page, served: Service) -> None:
     page.open(f"{served.url}/?q=glacier")
     page.run("document.activeElement.blur()")
     page.press("/")
@@ -98,7 +98,7 @@ def test_the_keyboard_is_enough(page: Page, served: Served) -> None:
     page.until("location.search == '?q=volcano' && document.querySelector('h3')")
 
 
-def test_a_refinement_asks_again(page: Page, served: Served) -> None:
+def test_a_refinement_asks_again(page: Page, served: Service) -> None:
     page.open(f"{served.url}/?q=lake")
     page.run("document.querySelector('.refine').open = true; document.querySelector('[name=group]').click()")
     page.until("location.search.includes('group=1') && !document.querySelector('[aria-busy]')")
@@ -106,7 +106,7 @@ def test_a_refinement_asks_again(page: Page, served: Served) -> None:
     assert len(set(titles)) == len(titles) > 3
 
 
-def test_an_article_opens_at_the_passage_and_leads_back(page: Page, served: Served) -> None:
+def test_an_article_opens_at_the_passage_and_leads_back(page: Page, served: Service) -> None:
     page.open(f"{served.url}/?q=deepest+lake")
     page.run("document.querySelector('.more a').click()")
     page.until("document.querySelector('h1')?.textContent == 'Lake Baikal' && document.getElementById('passage')")
@@ -123,7 +123,7 @@ def test_an_article_opens_at_the_passage_and_leads_back(page: Page, served: Serv
      ("article", "/?page=112&start=0&end=467&q=lake"), ("wrong", "/?q=x&wiki=nowiki"), ("docs", "/docs")],
 )  # fmt: skip
 def test_each_page_is_accessible_and_fits(
-    page: Page, served: Served, pictures: Path, name: str, address: str, screen: str
+    page: Page, served: Service, pictures: Path, name: str, address: str, screen: str
 ) -> None:
     page.show(**SCREENS[screen])
     page.open(served.url + address)
@@ -139,7 +139,7 @@ def test_each_page_is_accessible_and_fits(
     page.problems = [p for p in page.problems if name != "wrong" or "404" not in p]
 
 
-def test_it_works_without_scripts(page: Page, served: Served) -> None:
+def test_it_works_without_scripts(page: Page, served: Service) -> None:
     page.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
         page.open(served.url)
@@ -151,7 +151,7 @@ def test_it_works_without_scripts(page: Page, served: Served) -> None:
         page.send("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_it_says_so_when_the_service_does_not_answer(page: Page, served: Served) -> None:
+def test_it_says_so_when_the_service_does_not_answer(page: Page, served: Service) -> None:
     page.open(served.url)
     offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     page.send("Network.emulateNetworkConditions", offline=True, **offline)

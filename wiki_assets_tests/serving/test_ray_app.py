@@ -15,7 +15,7 @@ from wiki_assets.errors import SchemaMismatch
 from wiki_assets.resources.models import EmbeddingModel
 from wiki_assets.serving.ray_app import ModelReplica, RemoteEncoder, Scale
 from wiki_assets.settings import Settings
-from wiki_assets_tests.processes import WIKI_ASSETS, free_port, running, wait_until
+from wiki_assets_tests.serving.service import serving
 
 
 class Counting:
@@ -87,20 +87,10 @@ def test_a_question_waits_for_the_model_no_longer_than_it_must(model: EmbeddingM
 @pytest.mark.ray
 @pytest.mark.chroma
 def test_the_service_runs_on_ray_serve(published: Settings, tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
     env = {"WIKI_ASSETS_ROOT": published.root, "WIKI_ASSETS_RATE": "1", "WIKI_ASSETS_CPUS": "3"}
-    command = [*WIKI_ASSETS, "serve", "--ray", "--port", str(port), "--max-replicas", "1"]
-    with running(command, env=env, log=log) as process, httpx.Client(timeout=60) as http:
-        url = f"http://127.0.0.1:{port}"
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            try:
-                return http.get(f"{url}/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_until(ready, within_s=240, every_s=0.2, what="the service on Ray Serve")
+    options = ("--ray", "--max-replicas", "1")
+    with serving(env, tmp_path / "log", *options, within_s=240) as service, httpx.Client(timeout=60) as http:
+        url, process, log = service.url, service.process, service.log
 
         def ask(i: int) -> tuple[int, str]:
             answer = http.get(

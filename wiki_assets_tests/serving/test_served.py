@@ -10,8 +10,9 @@ import httpx
 import psutil
 import pytest
 
-from wiki_assets_tests.processes import WIKI_ASSETS, free_port, running, wait_until
-from wiki_assets_tests.serving.conftest import Served
+from wiki_assets.settings import Settings
+from wiki_assets_tests.processes import wait_until
+from wiki_assets_tests.serving.service import Service, serving
 from wiki_assets_tests.tinywiki.published import publish_again
 
 pytestmark = pytest.mark.chroma
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.chroma
 QUESTION = "Which lake holds a fifth of the unfrozen fresh water?"
 
 
-def test_a_question_is_answered_by_the_right_page(served: Served) -> None:
+def test_a_question_is_answered_by_the_right_page(served: Service) -> None:
     answer = httpx.get(f"{served.url}/search", params={"q": QUESTION, "k": 3}, timeout=30).json()
     assert answer["hits"][0]["title"] == "Lake Baikal"
     assert answer["collection"] == f"tinywiki-20250105-{answer['build']}"
@@ -27,8 +28,8 @@ def test_a_question_is_answered_by_the_right_page(served: Served) -> None:
     assert "<mark>fifth</mark>" in page.text
 
 
-def test_abuse_is_refused_in_bounded_memory(served: Served) -> None:
-    process = psutil.Process(served.pid)
+def test_abuse_is_refused_in_bounded_memory(served: Service) -> None:
+    process = psutil.Process(served.process.pid)
     with httpx.Client(base_url=served.url, timeout=60) as http:
         for k in (1000, 10, 1000):  # what honest use takes
             assert http.get("/search", params={"q": QUESTION, "k": k}).status_code == 200
@@ -61,7 +62,7 @@ def test_abuse_is_refused_in_bounded_memory(served: Served) -> None:
     assert grown < 64 << 20, f"{grown:,} bytes more"
 
 
-def test_two_hundred_at_once_are_all_answered(served: Served) -> None:
+def test_two_hundred_at_once_are_all_answered(served: Service) -> None:
     many = httpx.Limits(max_connections=200)
     with ThreadPoolExecutor(200) as crowd, httpx.Client(base_url=served.url, timeout=120, limits=many) as http:
 
@@ -73,7 +74,7 @@ def test_two_hundred_at_once_are_all_answered(served: Served) -> None:
     assert answers == {(200, "Lake Baikal"): 200}
 
 
-def test_publishing_disturbs_no_question_and_no_answer_mixes_builds(served: Served) -> None:
+def test_publishing_disturbs_no_question_and_no_answer_mixes_builds(served: Service, published: Settings) -> None:
     stop = threading.Event()
 
     def keep_asking(i: int) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def test_publishing_disturbs_no_question_and_no_answer_mixes_builds(served: Serv
         asking = [clients.submit(keep_asking, i) for i in range(4)]
         try:
             for _ in range(3):
-                build = publish_again(served.settings)["build"]
+                build = publish_again(published)["build"]
                 wait_until(
                     lambda b=build: httpx.get(f"{served.url}/wikis").json()["wikis"][0]["build"] == b, within_s=30
                 )
@@ -107,28 +108,16 @@ def test_publishing_disturbs_no_question_and_no_answer_mixes_builds(served: Serv
     assert last["build"] == build
 
 
-def test_questions_are_not_logged(served: Served) -> None:
+def test_questions_are_not_logged(served: Service) -> None:
     httpx.get(f"{served.url}/search", params={"q": "a very private matter"}, timeout=30)
     httpx.get(f"{served.url}/search", params={"q": "a very private matter", "k": -1}, timeout=30)
     assert "private" not in served.log.read_text()
 
 
 def test_it_serves_before_anything_is_published_and_ends_when_told(tmp_path) -> None:
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    log = tmp_path / "log"
-    env = {"WIKI_ASSETS_ROOT": str(tmp_path / "data")}
-    with running([*WIKI_ASSETS, "serve", "--port", str(port)], env=env, log=log) as process:
-
-        def up() -> bool:
-            assert process.poll() is None, log.read_text()
-            try:
-                return httpx.get(f"{url}/healthz", timeout=30).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_until(up, within_s=60)
-        wait_until(lambda: "nothing is published" in httpx.get(f"{url}/readyz").text, within_s=60)
-        assert httpx.get(f"{url}/search?q=x").status_code == 404
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        assert "Traceback" not in log.read_text()
+    with serving({"WIKI_ASSETS_ROOT": str(tmp_path / "data")}, tmp_path / "log", ready="/healthz") as service:
+        wait_until(lambda: "nothing is published" in httpx.get(f"{service.url}/readyz").text, within_s=60)
+        assert httpx.get(f"{service.url}/search?q=x").status_code == 404
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(30)
+        assert "Traceback" not in service.log.read_text()
