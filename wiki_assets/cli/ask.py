@@ -125,7 +125,7 @@ def evaluation(
     from wiki_assets.search.build import OpenBuild
     from wiki_assets.search.gate import keep_questions
     from wiki_assets.search.measure import evaluate, questions_of_its_own
-    from wiki_assets.stages.evaluation import half_of, read_qrels, read_questions
+    from wiki_assets.stages.evaluation import half_of, read_qrels, read_questions, spread
 
     if gate is not None and file is None:
         raise BadRequest("--gate keeps questions of yours: give them with --questions")
@@ -141,8 +141,8 @@ def evaluation(
             questions = questions_of_its_own(build, store, limit or 300)
         if half:
             questions = [question for question in questions if half_of(question.id) == half]
-        if limit and len(questions) > limit:
-            questions = questions[:: len(questions) // limit][:limit]
+        if limit:
+            questions = spread(questions, limit)
         source = file.name if file else "sentences and titles of its own"
         report = evaluate(
             build,

@@ -18,13 +18,15 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from wiki_assets.errors import BadRequest
+
+T = TypeVar("T")
 
 DEPTH = 20  # passages of an answer that are looked at
 CUTOFFS = (1, 5, 10, 20)
@@ -113,6 +115,13 @@ def _lines(path: Path) -> Iterable[bytes]:
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadRequest(f"{path}: {reason}: expected a file of JSON lines or tabs, plain or .gz") from None
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many items, evenly spaced from the first to the last, in order."""
+    if len(items) <= most:
+        return list(items)
+    return [items[number * len(items) // most] for number in range(most)]
 
 
 def half_of(question_id: str) -> str:

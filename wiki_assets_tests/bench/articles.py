@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,12 @@ def compare_articles(samples: Sequence[Dump], repeats: int, times: int, folder: 
         few[dump] = thinned(dump, N_NAIVE, folder / f"few-{i}")
     cpu: dict[tuple[str, Dump], list[float]] = defaultdict(list)
     counts: dict[tuple[str, Dump], dict[str, Any]] = {}
-    with Side(Naive, ranks) as naive, Side(Bare, model, settings.cache_folder) as bare, Side(Platform) as ours:
+    with (
+        Side(Naive, ranks) as naive,
+        Side(Bare, model, settings.cache_folder) as bare,
+        Side(partial(Bare, word_table=False), model, settings.cache_folder) as libraries,
+        Side(Platform) as ours,
+    ):
         ours.run("warm", str(folder / "warm-ours"))
         bare.run("run", tiny_dump().files, str(folder / "warm-bare"), "tinywiki", _WORD_PIECES)
         for repeat in range(repeats):
@@ -156,6 +162,7 @@ def compare_articles(samples: Sequence[Dump], repeats: int, times: int, folder: 
                         print(f"    in which {side.n_started} processes were started", flush=True)
 
                 measured("bare", bare, dump.files, str(at / "bare"), dump.snapshot.wiki, _WORD_PIECES)
+                measured("libraries", libraries, dump.files, str(at / "libraries"), dump.snapshot.wiki, _WORD_PIECES)
                 ours.run("prepare", dump, at / "two", SHARDS * times)
                 measured(TWO, ours, dump.snapshot, 2)  # first, so that both workers begin cold and end warm
                 ours.run("prepare", dump, at / "one", SHARDS * times)
@@ -178,11 +185,12 @@ def _rows(
     enough = pages >= 2_000  # in fewer, Ray's fixed costs are all there is
     mean = f"{pages:,.0f} pages of {made['text_chars'] / pages:,.0f} characters"
 
-    def beside_bare(name: str, which: slice, note: str) -> Row:
-        ours = cpu[name, dump][which]
-        rates = best_rate(pages, ours, "pages"), best_rate(pages, bare[which], "pages")
-        ratios = [b / o for o, b in zip(ours, bare[which], strict=True)]
-        return Row(f"{dump.label}: platform, {name} : bare loop", *rates, ratios, 0.9 if enough else None, note=note)
+    def beside(other: str, name: str, which: slice, note: str) -> Row:
+        ours, theirs = cpu[name, dump][which], cpu[other, dump][which]
+        rates = best_rate(pages, ours, "pages"), best_rate(pages, theirs, "pages")
+        ratios = [t / o for o, t in zip(ours, theirs, strict=True)]
+        subject = f"{dump.label}: platform, {name} : {'bare loop' if other == 'bare' else 'bare loop, libraries alone'}"
+        return Row(subject, *rates, ratios, 0.9 if enough else None, note=note)
 
     rows = [
         Row(
@@ -195,11 +203,12 @@ def _rows(
         )
     ]
     if cold:
-        rows.append(beside_bare(TWO, slice(0, 1), "word tables cold on both sides"))
+        rows.append(beside("bare", TWO, slice(0, 1), "word tables cold on both sides"))
     warm = slice(int(cold), None)
     for name in (TWO, ONE):
         if bare[warm]:
-            rows.append(beside_bare(name, warm, "word tables warm on both sides"))
+            rows.append(beside("bare", name, warm, "word tables warm on both sides"))
+    rows.append(beside("libraries", ONE, slice(None), "no word table there: the tokenizers library as it is"))
     size = made["token_bytes"] / made["tokens"]
     stages = sum(v for k, v in made.items() if k.endswith("CPU-s")) / cpu[ONE, dump][-1]
     rows.append(

@@ -38,12 +38,19 @@ class _Action(msgspec.Struct):
 
 
 class Bare:
-    """Makes pages, token ids and passages of a dump, as they come."""
+    """Makes pages, token ids and passages of a dump, as they come.
 
-    def __init__(self, model: EmbeddingModel, cache: Path) -> None:
+    Args:
+        model: whose word pieces bound a passage.
+        cache: folder of the token ranks.
+        word_table: with our table of words, as the platform; or with the tokenizers library as it is.
+    """
+
+    def __init__(self, model: EmbeddingModel, cache: Path, *, word_table: bool = True) -> None:
         pin_threads(1)
         self._encoding = fastest_encoding("cl100k_base", cache)
         self._tokenizer = WordPieceTokenizer(model.tokenizer_file, max_pieces=model.max_pieces)
+        self._tokenizer.ends_words_at_spaces &= word_table
 
     def run(self, files: Sequence[Path], folder: str, wiki: str, word_pieces: int) -> dict[str, int]:
         """Write pages.parquet, tokens.parquet and passages.parquet for all documents of the files."""

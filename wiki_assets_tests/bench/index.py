@@ -111,7 +111,7 @@ def _write_vectors(book: Cookbook, shard: Shard) -> int:
     counts = dict.fromkeys(("passages", "vectors", "passages_embedded"), len(names))
     write_json(
         book.store.manifest_path("embeddings", shard),
-        recipe.manifest({"/".join(target.parts[-3:]): out.record}, counts, {}),
+        recipe.manifest({book.store.name(target): out.record}, counts, {}),
     )
     return len(names)
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -28,6 +29,7 @@ from wiki_assets.stages.evaluation import (
     ranks,
     read_qrels,
     read_questions,
+    spread,
     svg,
 )
 
@@ -88,6 +90,15 @@ def test_halves_are_about_equal_and_always_the_same():
     halves = [half_of(f"question {i}") for i in range(2000)]
     assert 0.45 < halves.count("tuning") / len(halves) < 0.55
     assert half_of("5725b33f6a3fe71400b8952d") == half_of("5725b33f6a3fe71400b8952d")
+
+
+@given(st.lists(st.integers(), max_size=60), st.integers(1, 70))
+def test_a_few_of_many_are_spread_from_end_to_end(items, most):
+    places = spread(range(len(items)), most)
+    assert len(places) == min(most, len(items))
+    gaps = [b - a for a, b in pairwise([*places, len(items)])]
+    assert all(len(items) // most <= gap <= -(-len(items) // most) for gap in gaps) or len(items) <= most
+    assert spread(items, most) == [items[i] for i in places]
 
 
 # Exact neighbours
