@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
         tempfile.TemporaryDirectory(prefix="wiki_assets-bench-") as folder,
         open_store(Path(folder) / "chroma", write=True) as client,
     ):
-        collection = open_collection(client, "neighbours", hnsw=HNSW, metadata={})
+        collection = open_collection(client, "neighbours", hnsw=HNSW, metadata={"dim": vectors.shape[1]})
         loading = time.monotonic()
         for first in range(0, len(names), _BATCH_ROWS):
             batch = slice(first, first + _BATCH_ROWS)

@@ -380,7 +380,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "let bytes wait anywhere": _of(
         checks_names.bytes_wait_where_only_we_can_write,
         (
-            "resources.partial:partial_path",
+            "files:spool_folder",
             "if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:",
             "if False:",
         ),
