@@ -154,6 +154,14 @@ def test_the_limits_of_pools_are_set_before_anything_runs(values: Values) -> Non
         assert f"dagster instance concurrency set {pool} {limit}" in said
 
 
+def test_the_daemon_has_the_environment_that_it_has_on_one_machine(values: Values) -> None:
+    from wiki_assets.defs.instance import DAEMON_SETTINGS
+
+    for each in values.values():
+        found = {entry["name"]: entry["value"] for entry in each["dagsterDaemon"]["env"]}
+        assert found == DAEMON_SETTINGS
+
+
 def test_the_shown_ui_cannot_write_and_the_other_is_not_exposed(values: Values) -> None:
     assert values["on-volume"]["dagsterWebserver"]["enableReadOnly"] is True
     for each in values.values():
