@@ -21,8 +21,8 @@ Leg = Sequence[tuple[str, float]]  # passage ids and scores, best first
 class Weights:
     """How the legs are mixed: chosen on one half of the evaluation questions, reported on the other."""
 
-    dense: float = 0.4  # the rest is the lexical leg's
-    page: float = 0.4  # of the mean of the page's second and third best passage
+    dense: float = 0.35  # the rest is the lexical leg's
+    page: float = 0.6  # of the mean of the page's second and third best passage
     depth: int = 100  # passages that are asked of each leg
 
 

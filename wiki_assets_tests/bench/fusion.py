@@ -60,7 +60,7 @@ def mixes() -> Iterator[tuple[str, Mix]]:
         yield f"reciprocal ranks, dense {dense}, c {c}", _by_ranks(dense, c)
     for dense, page in product((0.4, 0.5, 0.6), (0.0, 0.2, 0.4)):
         yield f"shares of the best, dense {dense}, page {page}", _by_scores(Weights(dense, page), bounded=False)
-    for dense, page in product((0.3, 0.35, 0.4, 0.45, 0.5), (0.0, 0.2, 0.3, 0.4, 0.5)):
+    for dense, page in product((0.3, 0.35, 0.4, 0.45, 0.5), (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8)):
         yield f"and of the possible, dense {dense}, page {page}", _by_scores(Weights(dense, page), bounded=True)
 
 
