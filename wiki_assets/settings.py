@@ -1,6 +1,7 @@
 """This deployment's settings: environment variables, each with a default that suits a laptop."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,15 @@ from wiki_assets.keys import check_shard_count
 WIKIMEDIA = "https://dumps.wikimedia.org"
 
 
+_PASSWORD = re.compile(r"://[^/@]*:[^@]*@")
+
+
+def shown(url: str) -> str:
+    """A URL as messages may show it: without user, password and query, whether it is well formed or not."""
+    without_user = re.sub(r"^([a-z][a-z0-9+.-]*://)?.*@", r"\1…@", url, flags=re.IGNORECASE | re.DOTALL)
+    return re.sub(r"\?.+", "?…", without_user, flags=re.DOTALL)
+
+
 def _setting(name: str, default: Any, doc: str) -> Any:
     return field(default=default, metadata={"variable": f"WIKI_ASSETS_{name}", "doc": doc})
 
@@ -21,7 +31,7 @@ class Settings:
     """Every `WIKI_ASSETS_*` variable. README's table is made from this class."""
 
     root: str = _setting(
-        "ROOT", "data", "where everything is kept: a folder; a URL such as s3://bucket/prefix is not yet tested"
+        "ROOT", "data", "where everything is kept: a folder, or s3://bucket/prefix; gs:// and az:// are untested"
     )
     mirror: str = _setting("MIRROR", WIKIMEDIA, "root of the dump server; plain http only for loopback")
     contact: str = _setting("CONTACT", "", "your e-mail address or page, sent to the dump server in the User-Agent")
@@ -81,7 +91,7 @@ class Settings:
         """Read the variables; flags that are not None win.
 
         Raises:
-            BadRequest: if a number is none.
+            BadRequest: if a number is none, or a URL holds a password.
         """
         values: dict[str, Any] = {}
         for spec in fields(cls):
@@ -96,11 +106,23 @@ class Settings:
                     kind = "a number, such as 0.1" if spec.type is float else f"a whole number, such as {spec.default}"
                     raise BadRequest(f"{variable}={text!r}: expected {kind}") from None
         settings = cls(**values)
+        settings._require_no_secrets()
         if settings.shards:
             check_shard_count(settings.shards)
         if settings.task_seconds < 1:
             raise BadRequest(f"WIKI_ASSETS_TASK_SECONDS={settings.task_seconds}: expected 1 or more, such as 900")
         return settings
+
+    def _require_no_secrets(self) -> None:
+        """Refuse a URL with a user, a password or a query: URLs are logged, and some are kept in manifests."""
+        for spec in fields(self):
+            text = str(getattr(self, spec.name))
+            inner = spec.name in ("mirror", "chroma", "ray") and re.search(r"[@?]", text)
+            if inner or (spec.name == "root" and _PASSWORD.search(text)):
+                raise BadRequest(
+                    f"{spec.metadata['variable']} is {shown(text)!r:.200}: it is shown in logs and kept in manifests; "
+                    "expected it without user, password or query"
+                )
 
     @property
     def cache_folder(self) -> Path:

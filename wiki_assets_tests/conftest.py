@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,16 +23,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--chaos-tier", choices=["pr", "nightly"], default="pr", help="few faults, or all of them")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that fork come first, while this process has no threads; those that start Ray come last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those that start Ray come last; with several workers first, for they are one worker's longest job."""
+    several = hasattr(config, "workerinput")
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None) == several)
 
-    def when(item: pytest.Item) -> int:
-        if item.get_closest_marker("ray"):
-            return 2
-        module = item.getparent(pytest.Module)
-        return 1 if module is None or not {"in_child", "checks"} & vars(module.obj).keys() else 0
 
-    items.sort(key=when)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers a file goes to one of them, and all files that start Ray to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if "mark.ray" in (REPOSITORY / file).read_text("utf-8") else file
+
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fi
 
 from wiki_assets.errors import BadRequest, WikiAssetsError
 from wiki_assets.resources.liveness import leave_ray
-from wiki_assets.settings import Settings
+from wiki_assets.settings import Settings, shown
 
 if "ray" not in sys.modules:  # which reads this once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -73,7 +73,7 @@ def ray_session(settings: Settings) -> Iterator[None]:
 
     if settings.ray.startswith(_RAYJOB):
         raise BadRequest(
-            f"WIKI_ASSETS_RAY={settings.ray!r} is for runs that Dagster launches: "
+            f"WIKI_ASSETS_RAY={shown(settings.ray)!r} is for runs that Dagster launches: "
             "materialize there, or set it to local or to the address of a cluster"
         )
     if settings.ray != "local":
@@ -88,7 +88,9 @@ def ray_session(settings: Settings) -> Iterator[None]:
 def _rayjob(setting: str) -> tuple[str, str]:
     parts = setting.removeprefix(_RAYJOB).split("/")
     if len(parts) != 2 or not all(parts):
-        raise BadRequest(f"WIKI_ASSETS_RAY={setting!r}: expected rayjob/NAMESPACE/NAME, such as rayjob/wiki-assets/ray")
+        raise BadRequest(
+            f"WIKI_ASSETS_RAY={shown(setting)!r}: expected rayjob/NAMESPACE/NAME, such as rayjob/wiki-assets/ray"
+        )
     return parts[0], parts[1]
 
 
@@ -153,13 +155,13 @@ def check_answers(address: str) -> None:
         host, port = None, None
     if url.scheme not in ("", "ray") or not host or not port:
         raise BadRequest(
-            f"WIKI_ASSETS_RAY={address!r}: expected local, ray://HOST:10001, HOST:6379 or rayjob/NAMESPACE/NAME"
+            f"WIKI_ASSETS_RAY={shown(address)!r}: expected local, ray://HOST:10001, HOST:6379 or rayjob/NAMESPACE/NAME"
         )
     try:
         socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError as error:
         raise WikiAssetsError(
-            f"{address}: no Ray answers ({error}): is the cluster up, and may this pod reach it? "
+            f"{shown(address)}: no Ray answers ({error}): is the cluster up, and may this pod reach it? "
             "kubectl get raycluster,networkpolicy"
         ) from None
 

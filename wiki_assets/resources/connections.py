@@ -19,6 +19,7 @@ import httpcore
 import httpx
 
 from wiki_assets.errors import BadRequest, SourceUnavailable
+from wiki_assets.settings import shown
 
 Address = IPv4Address | IPv6Address
 MIN_BYTES_PER_S = 1024  # slower than this for `stall_s` is a stalled connection
@@ -121,9 +122,9 @@ class Transport(httpx.BaseTransport):
         try:
             via = httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
             if via.url.scheme not in ("http", "https"):
-                raise ValueError(f"its scheme is {via.url.scheme}")
-        except (ValueError, httpx.InvalidURL) as error:
-            raise BadRequest(f"HTTPS_PROXY {proxy!r:.80}: {error}; expected http://HOST:PORT, or unset it") from None
+                raise ValueError
+        except (ValueError, httpx.InvalidURL):
+            raise BadRequest(f"HTTPS_PROXY {shown(proxy)!r:.80}: expected http://HOST:PORT, or unset it") from None
         self._pool = httpcore.HTTPProxy(
             str(via.url),
             proxy_auth=via.raw_auth,

@@ -19,6 +19,7 @@ import tenacity
 from wiki_assets.errors import BadRequest, CorruptDump, SourceUnavailable, TransientSource, WikiAssetsError
 from wiki_assets.resources.connections import FAILED_LINE, Transport, is_loopback
 from wiki_assets.resources.listing import read_listing
+from wiki_assets.settings import shown
 
 MAX_REDIRECTS = 5
 MAX_CORRUPT_RETRIES = 2  # a web page or damage instead of the file: a proxy's hiccup, or it is so
@@ -63,14 +64,18 @@ def check_root(url: str) -> str:
     """
     try:
         root = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise BadRequest(f"mirror {url!r:.200}: {error}; expected a URL such as https://dumps.wikimedia.org") from None
+    except httpx.InvalidURL:
+        raise BadRequest(
+            f"mirror {shown(url)!r:.200}: no URL; expected one such as https://dumps.wikimedia.org"
+        ) from None
     if root.userinfo or root.query or root.fragment or not root.host or root.scheme not in ("http", "https"):
-        raise BadRequest(f"mirror {url!r:.200}: expected https://HOST/PATH without user, query or fragment")
+        raise BadRequest(f"mirror {shown(url)!r:.200}: expected https://HOST/PATH without user, query or fragment")
     if root.port is not None and not 0 < root.port < 65536:
-        raise BadRequest(f"mirror {url!r:.200}: there is no port {root.port}; expected 1 to 65535")
+        raise BadRequest(f"mirror {shown(url)!r:.200}: there is no port {root.port}; expected 1 to 65535")
     if root.scheme == "http" and not is_loopback(root.host):
-        raise BadRequest(f"mirror {url!r:.200}: plain http is only for this machine (127.0.0.1, localhost); use https")
+        raise BadRequest(
+            f"mirror {shown(url)!r:.200}: plain http is only for this machine (127.0.0.1, localhost); use https"
+        )
     return url.rstrip("/")
 
 
@@ -215,7 +220,9 @@ class Session:
                         yield reply
                         return
                     target = cast(httpx.Request, reply.next_request).url
-            raise SourceUnavailable(f"{url}: more than {MAX_REDIRECTS} redirects, the last to {target}: check base_url")
+            raise SourceUnavailable(
+                f"{url}: more than {MAX_REDIRECTS} redirects, the last to {shown(str(target))}: check base_url"
+            )
         except httpx.InvalidURL as error:
             raise SourceUnavailable(f"{url}: leads to no URL ({error}): not followed; check base_url") from error
         except FAILED_LINE as error:
@@ -252,7 +259,9 @@ class Session:
         https = target.scheme == "https" and target.port is None
         wikimedia = all(f".{host}".endswith(".wikimedia.org") for host in (target.host, root.host))
         if target.userinfo or not (same or (https and (target.host == root.host or wikimedia))):
-            raise SourceUnavailable(f"{asked}: leads to {target}, which is not on {root}: not followed; check base_url")
+            raise SourceUnavailable(
+                f"{asked}: leads to {shown(str(target))}, which is not on {root}: not followed; check base_url"
+            )
 
     def _require_status(
         self, reply: httpx.Response, url: str, expected: Collection[int], encodings: Collection[str]

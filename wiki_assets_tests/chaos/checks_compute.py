@@ -32,8 +32,9 @@ from wiki_assets.stages.quarantine import Quarantined
 from wiki_assets.stages.tokens import encode_page
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
 from wiki_assets_tests.chaos import ray_tasks
+from wiki_assets_tests.chaos.children import FORESEEN, OK, in_child
 from wiki_assets_tests.chaos.kept import SNAPSHOT, Kept
-from wiki_assets_tests.chaos.plain import FORESEEN, OK, Plain, in_child
+from wiki_assets_tests.chaos.plain import Plain
 from wiki_assets_tests.processes import free_port, wait_until
 
 LIMIT_S = 60  # for what shall end by itself in a few seconds

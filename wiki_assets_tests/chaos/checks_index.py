@@ -1,12 +1,12 @@
 """What must hold of the index while its writer is killed, its disk is full, or it is published under queries."""
 
-import os
 import random
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +18,8 @@ from wiki_assets.keys import Snapshot
 from wiki_assets.resources.chroma import open_store
 from wiki_assets.search import Searcher
 from wiki_assets_tests.chaos.checks_commit import changed, rows_of
-from wiki_assets_tests.chaos.plain import FORESEEN, FORK, OK, Plain, SmallEncoder, child, in_child
-
-SMALL_BATCHES = 8  # rows, so that a kill falls between two of them
+from wiki_assets_tests.chaos.children import CHILDREN, FORESEEN, OK, found_in_child, in_child, planted, start
+from wiki_assets_tests.chaos.plain import Plain, SmallEncoder
 
 
 def killed_builds_hold_the_right_rows(
@@ -42,9 +41,8 @@ def killed_builds_hold_the_right_rows(
         root = folder / f"killed-{trial}"
         shutil.copytree(before, root)
         wiki = plain.at(root)
-        with mock.patch.object(indexing, "_BATCH_ROWS", SMALL_BATCHES):
-            process = FORK.Process(target=child, args=(lambda wiki=wiki: wiki.step("chroma_collection"), None))
-            process.start()
+        with planted(small_batches):
+            process = start(lambda wiki=wiki: wiki.step("chroma_collection"))
             process.join(rng.uniform(0.02, 0.5))
             process.kill()
             process.join()
@@ -54,6 +52,11 @@ def killed_builds_hold_the_right_rows(
         assert rows_of(wiki) == oracle, f"seed {seed}, trial {trial}: other rows"
         shutil.rmtree(root)
     return {"kills": n_kills, "missing or wrong rows": 0, "resumed in at most, s": round(max(resumed), 1)}
+
+
+def small_batches() -> Any:
+    """So that a kill falls between two of them."""
+    return mock.patch.object(indexing, "_BATCH_ROWS", 8)
 
 
 def finish(wiki: Plain) -> None:
@@ -92,7 +95,7 @@ def a_full_disk_costs_nothing_that_was_published(
     wiki = published.at(root)
     rows = rows_of(wiki)
     other = changed(wiki)
-    with _preflight(preflight), reader_of(wiki) as ask:
+    with nullcontext() if preflight else planted(no_preflight), reader_of(wiki) as ask:
         asked = ask()  # a service has the index open; one that is opened on a full disk cannot be
         with (disk / "ballast").open("wb") as ballast:
             ballast.write(bytes(max(0, shutil.disk_usage(disk).free - free_bytes)))
@@ -117,15 +120,14 @@ def a_full_disk_costs_nothing_that_was_published(
 @contextmanager
 def reader_of(wiki: Plain) -> Iterator[Callable[[], list[int]]]:
     """A process that has the published index open; the function asks it, and gives the pages that it finds."""
-    ours, theirs = FORK.Pipe()
+    ours, theirs = CHILDREN.Pipe()
 
     def serve() -> None:
         searcher = Searcher(wiki.settings, encoder_of=lambda _: SmallEncoder())
         while theirs.recv():
             theirs.send([hit.page_id for hit in searcher.search("a question", k=5).hits])
 
-    process = FORK.Process(target=child, args=(serve, None))
-    process.start()
+    process = start(serve)
 
     def ask() -> list[int]:
         ours.send(True)
@@ -139,9 +141,8 @@ def reader_of(wiki: Plain) -> Iterator[Callable[[], list[int]]]:
         process.join(30)
 
 
-def _preflight(kept: bool) -> Any:
-    if kept:
-        return mock.patch.object(indexing, "_SPACE_FACTOR", indexing._SPACE_FACTOR)
+def no_preflight() -> Any:
+    """Let indexing begin however full the disk is."""
     return mock.patch.object(indexing, "_require_space")
 
 
@@ -157,12 +158,8 @@ def readers_see_one_build(
     pointers.append(second.book.store.pointer(second.snapshot.wiki))
     spans = {pointer["build"]: spans_of(first, pointer) for pointer in pointers if pointer}
     assert len(spans) == 2
-    stop, results = FORK.Event(), FORK.Queue()
-    clients = [
-        FORK.Process(target=_ask_until, args=(first, spans, stop, results, number)) for number in range(n_clients)
-    ]
-    for client in clients:
-        client.start()
+    stop, results = CHILDREN.Event(), CHILDREN.SimpleQueue()
+    clients = [start(partial(_ask_until, first, spans, stop, results, number)) for number in range(n_clients)]
     try:
         for number in range(n_publishes):
             there, back = pointers[number % 2], pointers[(number + 1) % 2]
@@ -179,9 +176,10 @@ def readers_see_one_build(
             time.sleep(0.05)  # let the clients ask: what they find is asserted, not when
     finally:
         stop.set()
-        answers = [results.get(timeout=60) for _ in clients]
         for client in clients:
-            client.join(30)
+            client.join(60)
+            assert client.exitcode is not None, "a client does not end"
+        answers = [results.get() for _ in clients]
     asked, mixed, errors = (sum(answer[i] for answer in answers) for i in range(3))
     builds = set().union(*(answer[3] for answer in answers))
     assert (mixed, errors) == (0, 0), answers
@@ -199,15 +197,13 @@ def readers_see_one_build(
 def spans_of(wiki: Plain, pointer: dict[str, Any]) -> set[tuple[int, int, int]]:
     """Which passages a build holds: page, start and end. Read in a process of its own."""
 
-    def read() -> None:
+    def read() -> set[tuple[int, int, int]]:
         folder = wiki.book.store.build(Snapshot(pointer["wiki"], pointer["snapshot"]), pointer["build"]) / "chroma"
         with open_store(folder) as client:
             found = client.get_collection(pointer["collection"]).get(include=["metadatas"])
-        results.put({(row["page_id"], row["start"], row["end"]) for row in found["metadatas"] or []})
+        return {(row["page_id"], row["start"], row["end"]) for row in found["metadatas"] or []}
 
-    results = FORK.SimpleQueue()
-    assert in_child(read) == OK
-    return results.get()
+    return found_in_child(read)
 
 
 def _ask_until(wiki: Plain, spans: dict[int, set], stop: Any, results: Any, number: int) -> None:
@@ -229,9 +225,6 @@ def _ask_until(wiki: Plain, spans: dict[int, set], stop: Any, results: Any, numb
         searcher.close()
     finally:
         results.put((asked, mixed, errors, builds))
-        results.close()
-        results.join_thread()
-        os._exit(0)
 
 
 def second_writers_are_refused(plain: Plain, before: Path, folder: Path, n: int) -> int:
@@ -244,15 +237,14 @@ def second_writers_are_refused(plain: Plain, before: Path, folder: Path, n: int)
     shutil.copytree(before, root)
     wiki = plain.at(root)
     store = wiki.book.store.build(wiki.snapshot, 1) / "chroma"
-    ready, end = FORK.Event(), FORK.Event()
+    ready, end = CHILDREN.Event(), CHILDREN.Event()
 
     def hold() -> None:
         with open_store(store, write=True):
             ready.set()
             end.wait(120)
 
-    holder = FORK.Process(target=child, args=(hold, None))
-    holder.start()
+    holder = start(hold)
     try:
         assert ready.wait(60)
 

@@ -28,7 +28,8 @@ from wiki_assets.stages.embeddings import embed_passages, read_vectors
 from wiki_assets.stages.passages import Passage, cut_page
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
 from wiki_assets_tests.bench.dumps import fill_store
-from wiki_assets_tests.chaos.plain import FORESEEN, FORK, OK, PARQUET_STEPS, Plain, SmallEncoder, child, in_child
+from wiki_assets_tests.chaos.children import FORESEEN, OK, found_in_child, in_child
+from wiki_assets_tests.chaos.plain import PARQUET_STEPS, Plain, SmallEncoder
 from wiki_assets_tests.chaos.weeks import WIKI, LivingWiki, Page, ledger
 
 POINTS = (*failpoints.COMMIT, "retention.remove")
@@ -87,7 +88,7 @@ class Keeper:
         before = dict(self.wiki.pages)
         if self.expected:
             self.figures.update(self.wiki.live())
-        plain = self.fetch() if self.expected else self.fetch().warm()
+        plain = self.fetch()
         for _ in range(kills):
             rule = f"{self.dice.choice(POINTS)}=kill@{self.dice.randrange(1, 30)}"
             code = in_child(lambda: make(plain), rule)
@@ -190,7 +191,7 @@ def files_hold(plain: Plain, expected: Expected) -> None:
 
 def index_holds(plain: Plain, expected: Expected) -> None:
     """The published index holds the snapshot's passages and no other: ids, vectors, titles, revisions and texts."""
-    rows = in_another(lambda: _rows(plain))
+    rows = found_in_child(lambda: _rows(plain))
     assert rows.keys() == expected.passages.keys(), "other passages than the snapshot's"
     for name, (vector, document, title, revision) in rows.items():
         page, passage = expected.passages[name]
@@ -232,7 +233,7 @@ def stale_hits(plain: Plain, before: Expected, now: Expected) -> int:
         searcher.close()
         return stale
 
-    return in_another(ask)
+    return found_in_child(ask)
 
 
 def disk_is_bounded(plain: Plain, dates: list[str]) -> int:
@@ -246,24 +247,6 @@ def disk_is_bounded(plain: Plain, dates: list[str]) -> int:
     assert not list(root.rglob("*.part")), "half-written files"
     assert not (root / ".trash").exists(), "what was removed is still there"
     return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-
-
-def in_another(act: Callable[[], Any]) -> Any:
-    """What a function returns in a process of its own, since Chroma does not survive a fork."""
-    ours, theirs = FORK.Pipe(duplex=False)
-
-    def run() -> None:
-        theirs.send(act())
-
-    process = FORK.Process(target=child, args=(run, None))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise AssertionError("the other process failed; its error is above") from None
-    finally:
-        process.join(60)
 
 
 # --- the Parquet files alone, without a Chroma store

@@ -1,4 +1,4 @@
-"""Deliberately broken builds of the commit protocol. Each is applied in this process, and in those forked from it."""
+"""Deliberately broken builds of the commit protocol. Each is applied with `planted`: here, and in children."""
 
 import os
 import stat

@@ -5,9 +5,6 @@ Each step does what its asset does: only what no manifest vouches for, one shard
 
 import hashlib
 import multiprocessing
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,6 @@ from unittest import mock
 
 import numpy as np
 
-from wiki_assets import failpoints
 from wiki_assets.defs import work
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.lexical import LexicalWork, lexical_recipe, made_lexical, make_lexical
@@ -29,7 +25,7 @@ from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.settings import Settings
 from wiki_assets_tests.bench.dumps import fill_store, thinned, tiny_dump
 
-FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")  # for children that do little; see `children` for the others
 PARQUET_STEPS = ("split", "articles", "tokens", "embeddings")
 STEPS = (*PARQUET_STEPS, "lexical_index", "chroma_collection", "published_index")
 N_PAGES = 12
@@ -75,16 +71,12 @@ class Plain:
     def root(self) -> Path:
         return Path(self.settings.root)
 
-    def warm(self) -> "Plain":
-        """Have this process import and load what every forked one would otherwise load for itself."""
-        import chromadb.api.rust  # noqa: F401
-
-        with tempfile.TemporaryDirectory() as folder:
-            scratch = self.at(Path(folder) / "root")
-            shutil.copytree(self.root, scratch.root)
-            for name in PARQUET_STEPS:
-                scratch.step(name)
-        return self
+    def load_model(self) -> None:
+        """Have this process load the model, where it is the real one."""
+        if self.real_model:
+            work.load_engine(
+                self.book.config.find_model(), self.settings.engine, work._threads(), self.settings.cache_folder
+            )
 
     def step(self, name: str) -> int:
         """Do what is left of a step; returns how many manifests it wrote."""
@@ -197,42 +189,3 @@ class Plain:
 
     def shard(self, number: int) -> Shard:
         return Shard(self.snapshot, number)
-
-
-OK, FORESEEN, OS_ERROR, CRASHED = 0, 3, 4, 5
-
-
-def in_child(act: Callable[[], object], rules: str | None = None) -> int:
-    """Do something in a forked process, with failpoints armed.
-
-    Returns:
-        OK; FORESEEN after an error of ours; OS_ERROR after one of the system's; CRASHED after any other; a negative
-        number after a signal.
-    """
-    process = FORK.Process(target=child, args=(act, rules))
-    process.start()
-    process.join(120)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise AssertionError(f"{rules}: no end within 120 s")
-    return process.exitcode
-
-
-def child(act: Callable[[], object], rules: str | None) -> None:
-    """The body of a forked process; see `in_child`."""
-    if rules is not None:
-        failpoints.arm(rules)
-    code = OK
-    try:
-        act()
-    except WikiAssetsError:
-        code = FORESEEN
-    except OSError:
-        code = OS_ERROR
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = CRASHED
-    os._exit(code)

@@ -15,7 +15,7 @@ from wiki_assets_tests.conftest import REPOSITORY
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Plain:
     """A raw dump, and nothing made of it."""
-    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki").warm()
+    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki")
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,10 @@ def test_kills_at_random_times_end_in_the_same_bytes(tmp_path, chaos_seed, chaos
     figures = checks.kills_end_in_the_same_bytes(tmp_path, chaos_seed, n_kills, real_every=real_every)
     for name, value in figures.items():
         record_property(name, value)
+
+
+@pytest.mark.chaos("K1")
+@pytest.mark.chroma
+def test_a_run_that_finds_all_done_costs_next_to_nothing(tmp_path, chaos_seed, record_property):
+    share = checks.a_run_that_finds_all_done_is_cheap(tmp_path, chaos_seed)
+    record_property("nothing to do, share of the first run's CPU", f"{share:.2%}")

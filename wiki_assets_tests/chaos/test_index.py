@@ -13,15 +13,16 @@ from wiki_assets.errors import DamagedArtifact
 from wiki_assets.resources import chroma
 from wiki_assets_tests.chaos import checks_index as checks
 from wiki_assets_tests.chaos.checks_commit import rows_of, stages_before
+from wiki_assets_tests.chaos.children import OK, in_child, planted
 from wiki_assets_tests.chaos.mutants_commit import write_in_place
-from wiki_assets_tests.chaos.plain import OK, STEPS, Plain, in_child
+from wiki_assets_tests.chaos.plain import STEPS, Plain
 
 pytestmark = pytest.mark.chroma
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Plain:
-    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki", n_pages=30).warm()
+    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki", n_pages=30)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +96,14 @@ def test_a_build_with_a_wrong_row_is_given_up(spoil, plain, before, tmp_path):
 
 @pytest.mark.chaos("mutants")
 def test_rows_that_are_not_read_back_are_caught(plain, before, tmp_path):
-    with mock.patch.object(indexing, "check_rows"), pytest.raises(AssertionError):
+    with planted(lambda: mock.patch.object(indexing, "check_rows")), pytest.raises(AssertionError):
         checks.wrong_rows_are_not_published(plain, before["lexical_index"], tmp_path, checks.another_vector)
 
 
 @pytest.mark.chaos("mutants")
 def test_a_missing_writers_lock_is_caught(plain, before, tmp_path):
     with (
-        mock.patch.object(chroma, "locked", return_value=nullcontext()),
+        planted(lambda: mock.patch.object(chroma, "locked", return_value=nullcontext())),
         pytest.raises(AssertionError, match="let in"),
     ):
         checks.second_writers_are_refused(plain, before["lexical_index"], tmp_path, 1)
@@ -110,11 +111,11 @@ def test_a_missing_writers_lock_is_caught(plain, before, tmp_path):
 
 @pytest.mark.chaos("mutants")
 def test_adding_to_the_published_build_is_caught(published, disk):
-    with mock.patch.object(Cookbook, "build_for", return_value=1), pytest.raises(AssertionError):
+    with planted(lambda: mock.patch.object(Cookbook, "build_for", return_value=1)), pytest.raises(AssertionError):
         checks.a_full_disk_costs_nothing_that_was_published(published, disk, 1_000_000, preflight=False)
 
 
 @pytest.mark.chaos("mutants")
 def test_a_pointer_that_is_written_in_place_is_caught(published, tmp_path):
-    with write_in_place(), pytest.raises((AssertionError, DamagedArtifact)):
+    with planted(write_in_place), pytest.raises((AssertionError, DamagedArtifact)):
         checks.readers_see_one_build(published, tmp_path, 4, 1, 4)

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from wiki_assets import failpoints
 from wiki_assets_tests.chaos.checks_commit import stages_before
-from wiki_assets_tests.chaos.plain import OK, PARQUET_STEPS, Plain, in_child
+from wiki_assets_tests.chaos.children import OK, in_child
+from wiki_assets_tests.chaos.plain import PARQUET_STEPS, Plain
 
 SHARD_STEPS = PARQUET_STEPS[1:]
 N_SHARDS = 2
@@ -18,7 +19,7 @@ N_SHARDS = 2
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Plain:
-    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki").warm()
+    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki")
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +65,16 @@ class Pipeline(RuleBasedStateMachine):
     def make(self, step: str) -> None:
         """Do a step, or be told that its input is missing."""
         type(self).n_actions += 1
-        code = in_child(lambda: self._make(step))
+        code = self._make(step)
         if step == "articles" or self.can_make(step):
             assert code == OK
             self.there |= {(step, shard) for shard in range(N_SHARDS)}
         else:
             assert code != OK
 
-    def _make(self, step: str) -> None:
-        if step == "articles":
-            self.wiki.step("split")
-        self.wiki.step(step)
+    def _make(self, step: str, rules: str | None = None) -> int:
+        wiki, steps = self.wiki, ("split", "articles") if step == "articles" else (step,)
+        return in_child(lambda: [wiki.step(name) for name in steps], rules)
 
     @rule(
         step=st.sampled_from(SHARD_STEPS),
@@ -86,7 +86,7 @@ class Pipeline(RuleBasedStateMachine):
         """Do a step that may not end."""
         type(self).n_actions += 1
         before = self.done()
-        in_child(lambda: self._make(step), f"{point}={action}@{nth}")
+        self._make(step, f"{point}={action}@{nth}")
         there = {tuple(name.split()) for name in self.wiki.done()}
         now = {(artifact, int(shard)) for artifact, shard in there}
         assert before <= now, "what was done is not done any more"
@@ -128,7 +128,7 @@ class Pipeline(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened, the steps done once more end in the oracle's bytes."""
         for step in SHARD_STEPS:
-            assert in_child(lambda step=step: self._make(step)) == OK
+            assert self._make(step) == OK
         assert self.wiki.bytes_made() == self.oracle
         assert self.wiki.phantoms() == []
         assert self.wiki.leftovers() == []

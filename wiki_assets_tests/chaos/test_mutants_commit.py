@@ -6,12 +6,13 @@ import pytest
 
 from wiki_assets_tests.chaos import checks_commit as checks
 from wiki_assets_tests.chaos import mutants_commit as mutants
-from wiki_assets_tests.chaos.plain import OK, Plain, in_child
+from wiki_assets_tests.chaos.children import OK, in_child, planted
+from wiki_assets_tests.chaos.plain import Plain
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Plain:
-    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki").warm()
+    return Plain.laid_out(tmp_path_factory.mktemp("plain") / "wiki")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,10 @@ def is_killed(plain, oracle, folder):
     checks.kills_end_in_the_same_bytes(folder, 7, 6, real_every=100)
 
 
+def is_cheap_again(plain, oracle, folder):
+    checks.a_run_that_finds_all_done_is_cheap(folder / "again", 1, 100)
+
+
 def torn_articles(plain, oracle, folder):
     root = folder / "split"
     shutil.copytree(plain.root, root)
@@ -56,6 +61,7 @@ PLANTED = {
     "old_manifest_stays": (mutants.old_manifest_stays, loses_power),
     "claims_mean_nothing": (mutants.claims_mean_nothing, is_fenced),
     "nothing_is_reused": (mutants.nothing_is_reused, is_killed),
+    "nothing_is_reused, to its cost": (mutants.nothing_is_reused, is_cheap_again),
     "leftovers_stay": (
         mutants.leftovers_stay,
         lambda p, o, f: fails_one_point(p, o, f, "file.fsync=kill@1"),
@@ -67,7 +73,7 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_broken_build_is_caught(name, plain, oracle, tmp_path):
     mutant, check = PLANTED[name]
-    with mutant(), pytest.raises(AssertionError):
+    with planted(mutant), pytest.raises(AssertionError):
         check(plain, oracle, tmp_path)
 
 

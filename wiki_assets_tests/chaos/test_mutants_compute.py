@@ -8,8 +8,8 @@ import pytest
 
 from wiki_assets_tests.chaos import checks_compute as checks
 from wiki_assets_tests.chaos import mutants_compute as mutants
+from wiki_assets_tests.chaos.children import OK, OS_ERROR, in_child, planted
 from wiki_assets_tests.chaos.kept import Kept, make_kept
-from wiki_assets_tests.chaos.plain import OK, OS_ERROR, in_child
 from wiki_assets_tests.tinywiki.serve import serving
 
 
@@ -18,7 +18,6 @@ def articles(tmp_path_factory: pytest.TempPathFactory) -> Kept:
     """Tinywiki with its articles made."""
     with serving() as mirror:
         kept = make_kept(tmp_path_factory.mktemp("articles") / "root", mirror, shards=2, until="articles")
-    kept.plain.warm()
     return kept
 
 
@@ -82,7 +81,7 @@ WITH_RAY: dict[str, tuple[Callable[[], Any], Check]] = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_broken_build_is_caught(name: str, articles: Kept, tmp_path: Path) -> None:
     mutant, check = PLANTED[name]
-    with mutant(), pytest.raises(AssertionError):
+    with planted(mutant), pytest.raises(AssertionError):
         check(articles.copy(tmp_path / "root"), tmp_path)
 
 
@@ -97,5 +96,5 @@ def test_the_same_checks_pass_on_the_build_as_it_is(check: Check, articles: Kept
 @pytest.mark.parametrize("name", WITH_RAY)
 def test_a_broken_wait_is_caught(name: str, ray_cluster: None, articles: Kept, tmp_path: Path) -> None:
     mutant, check = WITH_RAY[name]
-    with mutant(), pytest.raises(AssertionError):
+    with planted(mutant), pytest.raises(AssertionError):
         check(articles, tmp_path)

@@ -17,7 +17,7 @@ from wiki_assets_tests.chaos.kept import SNAPSHOT, Kept, make_kept
 from wiki_assets_tests.chaos.mutants_upkeep import MUTANTS
 from wiki_assets_tests.tinywiki.serve import serving
 
-pytestmark = [pytest.mark.chroma, pytest.mark.nightly]
+pytestmark = pytest.mark.chroma
 SHARDS = 4
 
 

@@ -13,9 +13,8 @@ import pytest
 from wiki_assets.defs import headless, publish, retention
 from wiki_assets.stages import articles, embeddings, tokens
 from wiki_assets_tests.chaos import checks_weeks as checks
+from wiki_assets_tests.chaos.children import planted
 from wiki_assets_tests.chaos.plain import Plain
-
-pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.chaos("S3")
@@ -164,5 +163,5 @@ def nothing_removed() -> AbstractContextManager[object]:
 def test_a_broken_build_is_caught(
     broken: Callable[[], AbstractContextManager[object]], found: str, tokenizer, tmp_path: Path
 ) -> None:
-    with broken(), pytest.raises(AssertionError, match=found):
+    with planted(broken), pytest.raises(AssertionError, match=found):
         checks.publish_and_roll_back(tmp_path, tokenizer, 1)

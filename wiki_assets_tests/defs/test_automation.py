@@ -18,6 +18,7 @@ from wiki_assets.resources.mirror import DumpMirror
 from wiki_assets.resources.models import DEFAULT_MODEL
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
+from wiki_assets_tests.bench.tick import WIKI, Automation, weeks
 from wiki_assets_tests.resources.faulty_server import FaultyServer
 from wiki_assets_tests.resources.test_mirror import new
 
@@ -117,6 +118,22 @@ def test_of_several_wikis_each_is_kept_by_its_own_sensor():
     names = Counter(key.path[0] for sensor in sensors for key in sensor.asset_selection.resolve(assets))
     assert names == {"xwiki": 7, "ywiki": 7}
     assert all(sensor.default_status is dg.DefaultSensorStatus.STOPPED for sensor in sensors)
+
+
+def test_a_tick_asks_the_database_no_more_the_more_is_made():
+    statements = []
+    for n_snapshots in (2, 6):
+        with dg.DagsterInstance.ephemeral() as instance:
+            wiki = Automation(instance, shards=4)
+            wiki.know(weeks(n_snapshots))
+            ticks = [wiki.keep_up_to_date(name) for name in ("first", "quiet")]
+            instance.add_dynamic_partitions(dates_name(WIKI), ["20250105"])
+            ticks.append(wiki.keep_up_to_date("registered"))
+            wiki.made("raw_dump", "20250105")
+            ticks.append(wiki.keep_up_to_date("fetched"))
+        assert [tick.requested for tick in ticks] == [{}, {}, {"raw_dump": 1}, {"articles": 4}]
+        statements.append([tick.statements for tick in ticks])
+    assert statements[0] == statements[1]
 
 
 # The sensor that looks for new dumps

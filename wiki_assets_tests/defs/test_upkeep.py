@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -228,11 +229,8 @@ def _run_of_a_dead_process(instance: dg.DagsterInstance) -> str:
     @dg.job
     def nothing() -> None: ...
 
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    tags = {**reap.process_tags(), reap.PID: str(pid), reap.BORN: "a moment ago"}
-    os.waitpid(pid, 0)
+    with subprocess.Popen(["true"]) as process:
+        tags = {**reap.process_tags(), reap.PID: str(process.pid), reap.BORN: "a moment ago"}
     return instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=tags).run_id
 
 
