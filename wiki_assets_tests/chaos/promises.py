@@ -66,7 +66,7 @@ PROMISES = (
     Promise(
         "Closed by default",
         "No network but the declared hosts, each address checked on each hop; names cannot leave the data root.",
-        ("D5", "Q2"),
+        ("D5", "Q2", "Q3"),
     ),
     Promise(
         "The index is disposable",

@@ -49,7 +49,10 @@ def test_a_value_of_the_wrong_type_is_refused(helm: Path, schemas: Schemas, tmp_
 @pytest.mark.parametrize(
     ("ours", "defaults"),
     [
-        *((file, "dagster-2026-06.yaml") for file in {f for files in chart.COMBINATIONS.values() for f in files}),
+        *(
+            (file, "dagster-2026-06.yaml")
+            for file in dict.fromkeys(f for files in chart.COMBINATIONS.values() for f in files)
+        ),
         ("kuberay-operator.yaml", "kuberay-operator-1.7.0.yaml"),
     ],
 )
