@@ -34,7 +34,7 @@ demo: install
 	@echo 'Ask it yourself: $(VENV)/bin/wiki-assets query "..." --wiki tinywiki      Look at it: make ui'
 
 test: install
-	$(VENV)/bin/python -m pytest -m "not nightly and not gpu"
+	$(VENV)/bin/python -m pytest -m "not nightly and not gpu" -n 2 --dist loadfile
 
 check: install
 	$(VENV)/bin/ruff check .

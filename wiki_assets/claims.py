@@ -7,6 +7,9 @@ was committed stays in its manifest, so it outlives the claim.
 
     <artifact>/<date>/claims/00003.000007      made exclusively: two runs cannot have one number
     <artifact>/<date>/claims/00003.lock        held while a file is put in place, on a file system
+
+An object store has no lock, and between looking and writing a run may pause. There nothing is replaced, only removed
+and made again (files.py), and the last claim stays, so that no number is given twice.
 """
 
 import os
@@ -27,8 +30,11 @@ from wiki_assets.files import (
     is_local,
     local_path,
     locked,
+    make_file,
+    names_in,
     naming_no_space,
     read_manifest,
+    remove,
     sync_folder,
     write_json,
 )
@@ -50,10 +56,11 @@ class Claim:
             Superseded: if somebody claimed this after us.
         """
         with self._alone():
-            if self.manifest_path.exists():
+            if not is_local(self.manifest_path):
+                remove(self.manifest_path)
+            elif self.manifest_path.exists():
                 self.manifest_path.unlink()
-                if is_local(self.manifest_path):
-                    sync_folder(local_path(self.manifest_path).parent)
+                sync_folder(local_path(self.manifest_path).parent)
             yield
 
     def commit(self, manifest: Manifest) -> Manifest:
@@ -64,8 +71,21 @@ class Claim:
         """
         manifest = msgspec.structs.replace(manifest, claim=self.number, run=self.run)
         write_json(self.manifest_path, manifest, fence=self._alone)
-        _path(self.manifest_path, self.number).unlink(missing_ok=True)
+        if is_local(self.manifest_path):
+            _path(self.manifest_path, self.number).unlink(missing_ok=True)
+        else:
+            self._require_still()
         return manifest
+
+    def _require_still(self) -> None:
+        """Take our word back if we were superseded just before it was in place: the files may be the other run's."""
+        try:
+            self.require()
+        except Superseded:
+            found = read_manifest(self.manifest_path)
+            if found and found.claim == self.number:
+                remove(self.manifest_path)
+            raise
 
     def require(self) -> None:
         """Raise `Superseded` if there is a claim with a higher number, or a result of one."""
@@ -105,21 +125,24 @@ def claim(manifest_path: UPath | Path, run: str = "", *, writes: Sequence[UPath 
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with naming_no_space(manifest_path):
-        _folder(manifest_path).mkdir(parents=True, exist_ok=True)
+        if is_local(manifest_path):
+            _folder(manifest_path).mkdir(parents=True, exist_ok=True)
         number = _highest(manifest_path)
         while True:
             number += 1
             try:
-                with _path(manifest_path, number).open("xb") as file:
-                    file.write(msgspec.json.encode(who))
-                break
+                make_file(_path(manifest_path, number), msgspec.json.encode(who))
             except FileExistsError:
                 continue
+            made = read_manifest(manifest_path)
+            if made is None or made.claim < number:
+                break
+            remove(_path(manifest_path, number))  # whoever had it gave it back between our looking and our making it
     mine = Claim(manifest_path, number, run)
     with mine._alone():
         for older in _numbers(manifest_path):
             if older < number:
-                _path(manifest_path, older).unlink(missing_ok=True)
+                remove(_path(manifest_path, older))
         for target in (*writes, manifest_path):
             clear_leftovers(target)
     return mine
@@ -135,8 +158,7 @@ def _path(manifest_path: UPath | Path, number: int) -> UPath | Path:
 
 def _numbers(manifest_path: UPath | Path) -> list[int]:
     """The claims there are, of any run."""
-    folder = _folder(manifest_path)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = names_in(_folder(manifest_path))
     ends = [name.removeprefix(f"{manifest_path.stem}.") for name in names if name.startswith(f"{manifest_path.stem}.")]
     return [int(end) for end in ends if end.isdecimal()]
 

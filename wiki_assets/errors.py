@@ -40,6 +40,14 @@ class NoSpace(WikiAssetsError):
     """The disk is full, or would be. Free some space, then run again: nothing was replaced."""
 
 
+class StoreRefused(WikiAssetsError):
+    """The object store has no such bucket, does not let us in, or cannot do what we need of it."""
+
+
+class StoreAway(WikiAssetsError):
+    """The object store does not answer, or has too much to do. Run again later: what was finished is kept."""
+
+
 class StoreLocked(WikiAssetsError):
     """Another process is writing what we were about to write."""
 

@@ -3,7 +3,7 @@
 The protocol for every artifact: a unique temporary name in the target folder, write, fsync, re-open and
 check, rename, fsync the folder; the manifest last, the same way. A reader therefore sees the old file, the
 new file or none, and a manifest only ever describes bytes that are already durable. On an object store the
-rename is one PUT of the finished bytes.
+rename is one PUT of the finished bytes; see docs/decisions/0016-object-stores.md.
 """
 
 import errno
@@ -18,16 +18,22 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import msgspec
 import psutil
+from fsspec import get_filesystem_class, register_implementation
 from upath import UPath
 
-from wiki_assets.errors import DamagedArtifact, NoSpace, StoreLocked, WikiAssetsError
+from wiki_assets.errors import BadRequest, DamagedArtifact, NoSpace, StoreLocked, WikiAssetsError
 from wiki_assets.failpoints import failpoint
 
+Fence = Callable[[], AbstractContextManager[object]]
+"""Entered while a file is put in place; raises where another run may write it now (see claims.py)."""
+
 _PART = ".part"
+_PUTS = 5  # of one object, each after somebody else's was found in place
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 
 
@@ -73,10 +79,29 @@ def fingerprint(*parts: Any) -> str:
 def root_path(location: str) -> UPath:
     """The data root as a path: a folder, or a URL such as `s3://bucket/prefix`.
 
-    A folder is made absolute, so that workers started elsewhere find it.
+    A folder is made absolute, so that workers started elsewhere find it. Of an object store no listing is kept.
+
+    Raises:
+        BadRequest: if it is a URL that nothing here can open.
     """
-    path = UPath(location)
-    return UPath(Path(location.removeprefix("file://")).expanduser().absolute()) if is_local(path) else path
+    kind = location.partition("://")[0] if "://" in location else ""
+    try:
+        path = UPath(location)
+        if is_local(path):
+            return UPath(Path(location.removeprefix("file://")).expanduser().absolute())
+        if kind in ("s3", "s3a"):
+            from wiki_assets.s3 import Buckets
+
+            register_implementation(kind, Buckets, clobber=True)
+        get_filesystem_class(kind)
+    except (ImportError, ValueError) as error:
+        move = (
+            f"pip install 'wiki_assets[{_EXTRAS[kind]}]'"
+            if kind in _EXTRAS
+            else "name a folder, or s3://, gs://, az://"
+        )
+        raise BadRequest(f"{location}: cannot be opened ({error}): {move}") from None
+    return UPath(location, use_listings_cache=False)
 
 
 def is_local(path: UPath | Path) -> bool:
@@ -149,7 +174,7 @@ def naming_no_space(target: UPath | Path) -> Iterator[None]:
 def whole_file(
     target: UPath | Path,
     check: Callable[[IO[bytes]], object] | None = None,
-    fence: Callable[[], AbstractContextManager[object]] = nullcontext,
+    fence: Fence = nullcontext,
 ) -> Iterator[_Hashing]:
     """Write a file that appears at `target` whole, or not at all.
 
@@ -187,15 +212,15 @@ def whole_file(
                 if check is not None:
                     again.seek(0)
                     check(again)
-            with fence():
-                failpoint("file.replace")
-                if is_local(target):
+            if is_local(target):
+                with fence():
+                    failpoint("file.replace")
                     os.replace(temporary, spool)
                     failpoint("file.sync_folder")
                     sync_folder(spool.parent)
-                else:
-                    target.fs.put_file(str(temporary), target.path)  # type: ignore[union-attr]  # one PUT, or multipart
-                failpoint("file.done")
+                    failpoint("file.done")
+            else:
+                _put(temporary, cast(UPath, target), fence)
         except FileNotFoundError:
             if not temporary.exists():
                 with fence():  # whoever took the file away has claimed what it is part of
@@ -203,6 +228,63 @@ def whole_file(
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _put(source: Path, target: UPath, fence: Fence) -> None:
+    """Put finished bytes in an object store: one PUT, or a multipart upload that appears when it is complete.
+
+    Under a fence nothing is ever replaced: what is there is removed, then the fence is passed again, then the object
+    is made if there is none. So whoever was superseded in between is refused, by the fence or by the store.
+    """
+    failpoint("file.replace")
+    if fence is nullcontext:
+        target.fs.put_file(str(source), target.path)
+    else:
+        for _ in range(_PUTS):
+            with fence():
+                remove(target)
+            try:
+                with fence():
+                    target.fs.put_file(str(source), target.path, mode="create")
+                break
+            except FileExistsError:  # of whom we superseded; or our own, of which the answer was lost
+                continue
+        else:
+            raise StoreLocked(f"{target}: others keep writing it: see which runs are at work, then run again")
+    failpoint("file.done")
+
+
+def make_file(path: UPath | Path, data: bytes) -> None:
+    """Make a small file that must not be there yet. Of any number of processes one makes it.
+
+    Raises:
+        FileExistsError: if it is there.
+    """
+    if is_local(path):
+        with path.open("xb") as file:
+            file.write(data)
+    else:
+        cast(UPath, path).fs.pipe_file(cast(UPath, path).path, data, mode="create")
+
+
+def names_in(folder: UPath | Path) -> list[str]:
+    """The names in a folder, in no order; none where there is no folder."""
+    try:
+        if is_local(folder):
+            return os.listdir(local_path(folder))
+        found = cast(UPath, folder).fs.ls(cast(UPath, folder).path, detail=False)
+    except FileNotFoundError:
+        return []
+    return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+
+
+def remove(path: UPath | Path) -> None:
+    """Delete a file, if it is there; an object by one request, without looking."""
+    with suppress(FileNotFoundError):
+        if is_local(path):
+            path.unlink()
+        else:
+            cast(UPath, path).fs.rm_file(cast(UPath, path).path)
 
 
 def clear_leftovers(target: UPath | Path, *, dead_here: bool = False) -> None:
@@ -290,9 +372,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(
-    target: UPath | Path, value: Any, fence: Callable[[], AbstractContextManager[object]] = nullcontext
-) -> FileRecord:
+def write_json(target: UPath | Path, value: Any, fence: Fence = nullcontext) -> FileRecord:
     """Write `value` as JSON, whole or not at all, with sorted keys; a manifest is sealed."""
     if isinstance(value, Manifest):
         value = sealed(value)
@@ -324,6 +404,11 @@ def _seal(record: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()
 
 
+def _read(path: UPath | Path) -> bytes:
+    """A small file; an object by one request, without asking for its size before."""
+    return path.read_bytes() if is_local(path) else cast(bytes, cast(UPath, path).fs.cat_file(cast(UPath, path).path))
+
+
 def read_json(path: UPath | Path) -> Any | None:
     """Read a JSON file; None where there is none.
 
@@ -331,7 +416,7 @@ def read_json(path: UPath | Path) -> Any | None:
         DamagedArtifact: if the file is there but is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(_read(path))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -345,7 +430,7 @@ def read_manifest(path: UPath | Path) -> Manifest | None:
     made.
     """
     try:
-        record = msgspec.json.decode(path.read_bytes())
+        record = msgspec.json.decode(_read(path))
         return msgspec.convert(record, Manifest) if seal_holds(record) else None
     except (FileNotFoundError, ValueError, RecursionError):
         return None

@@ -37,8 +37,20 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
             fail(str(error), FAILED)
         except BrokenPipeError:
             os._exit(FAILED)
+        except Exception as error:
+            if message := of_a_store(error):
+                fail(message, FAILED)
+            raise
 
     return run
+
+
+def of_a_store(error: Exception) -> str:
+    """What the client of an object store says, where it is not one of our errors already; else nothing."""
+    if type(error).__module__.partition(".")[0] not in ("adlfs", "aiohttp", "azure", "botocore", "gcsfs", "google"):
+        return ""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"the object store failed: {said}: check WIKI_ASSETS_ROOT, credentials and network, then run again"
 
 
 def fail(message: str, code: int) -> None:

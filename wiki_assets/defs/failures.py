@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from wiki_assets.errors import TransientSource, WikiAssetsError
+from wiki_assets.errors import StoreAway, TransientSource, WikiAssetsError
 
 # What another attempt of the step may get past, after Ray's own retries, and why. Nothing else is tried again: a
 # full disk or memory stays full, a bug stays a bug, and where Ray itself is gone (ComputeLost) so is this process's.
@@ -40,16 +40,16 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except WikiAssetsError as error:
-        raise dg.Failure(str(error), allow_retries=isinstance(error, TransientSource)) from error
+        raise dg.Failure(str(error), allow_retries=may_pass(error)) from error
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether another attempt could help: what is listed above, and a dump server's bad moment."""
+    """Whether another attempt could help: what is listed above, and a bad moment of the dump server or the store."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return may_pass(cause)
     if isinstance(error, WikiAssetsError):
-        return isinstance(error, TransientSource)
+        return isinstance(error, TransientSource | StoreAway)
     if type(error).__module__ == "ray.exceptions":
         return type(error).__name__ in TRANSIENT_RAY
     if isinstance(error, OSError):

@@ -13,7 +13,7 @@ from wiki_assets.defs.work import passages_set_aside
 from wiki_assets.errors import LedgerBroken, NoSpace, SourceUnavailable, StoreLocked, WikiAssetsError
 from wiki_assets.files import Manifest, is_local, local_path
 from wiki_assets.keys import Snapshot
-from wiki_assets.resources.chroma import is_away, open_collection, open_store, sync_after
+from wiki_assets.resources.chroma import is_away, open_collection, open_store, require_disk, sync_after
 from wiki_assets.settings import Settings
 from wiki_assets.stages.articles import LICENCE
 from wiki_assets.stages.index import HNSW, add_rows, check_rows, has_shard, rows_of_shard, shard_rows
@@ -37,7 +37,10 @@ def index_shards(
         StoreLocked: if another process is writing this build, or has claimed a shard of it meanwhile.
         SourceUnavailable: if the Chroma server does not answer.
         NoSpace: if the disk has too little room to begin.
+        BadRequest: if the data root is an object store, and there is no Chroma server.
     """
+    if not settings.chroma:
+        require_disk(book.store.wiki(snapshot.wiki))
     build = book.build_for(snapshot, todo)
     model = book.config.find_model()
     about = {

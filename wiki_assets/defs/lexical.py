@@ -23,7 +23,7 @@ from upath import UPath
 from wiki_assets.claims import claim
 from wiki_assets.defs.recipes import Blocked, Cookbook, code_version
 from wiki_assets.errors import LedgerBroken, WikiAssetsError
-from wiki_assets.files import FileRecord, Manifest, fingerprint, is_local, local_path, whole_file, write_json
+from wiki_assets.files import FileRecord, Manifest, fingerprint, is_local, local_path, names_in, whole_file, write_json
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.local_copy import local_copy
 from wiki_assets.resources.store import Store
@@ -114,7 +114,7 @@ def make_lexical(work: LexicalWork) -> Manifest:
     recipe = work.recipe
     folder = work.store.lexical(recipe.snapshot)
     mine = claim(folder / "manifest.json", work.run)
-    _clear_unfinished(folder)
+    _clear_unfinished(folder, mine.number)
     target = folder / f"{mine.number:06d}"
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=local_path(folder) if is_local(folder) else None) as scratch:
@@ -220,9 +220,12 @@ def _shards(work: LexicalWork) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             yield articles, passages
 
 
-def _clear_unfinished(folder: UPath) -> None:
+def _clear_unfinished(folder: UPath, number: int) -> None:
     """Delete what killed and superseded runs left: what they had begun, and files that no manifest vouches for."""
     if not is_local(folder):
+        for name in names_in(folder):
+            if name.isdecimal() and int(name) < number and not (folder / name / "manifest.json").exists():
+                folder.fs.rm((folder / name).path, recursive=True)
         return
     for entry in local_path(folder).iterdir():
         begun = entry.name.isdecimal() and not (entry / "manifest.json").exists()

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import chain
 from typing import IO, Any
@@ -16,6 +16,7 @@ from typing import IO, Any
 import msgspec
 from upath import UPath
 
+from wiki_assets.claims import Claim, claim
 from wiki_assets.compression import decoded_chunks, gzip_packer
 from wiki_assets.errors import BadRequest, LedgerBroken, SourceUnavailable
 from wiki_assets.files import (
@@ -96,7 +97,7 @@ def fetch_pages(
         return made
     folder, started = store.raw(snapshot), time.monotonic()
     notes = folder / "fetched.json"
-    with _alone(folder):
+    with _alone(folder) as mine:
         clear_leftovers(notes)
         parts, seen = _noted(notes, question, folder), set[int]()
         said = 0.0
@@ -115,7 +116,7 @@ def fetch_pages(
             part = _Part(titles=len(some))
             n_files = sum(len(each.files) for each in parts)
             pages = _pages(snapshot, api.fetch(some, progress), part, seen)
-            part.files = list(_written(pages, folder, snapshot, n_files, api.url))
+            part.files = list(_written(pages, folder, snapshot, n_files, api.url, mine))
             if part.titles != len(part.page_ids) + len(part.left_out):
                 raise LedgerBroken(
                     f"{snapshot}: {part.titles} titles, {len(part.page_ids)} pages, {len(part.left_out)} left out"
@@ -140,6 +141,7 @@ def fetch_pages(
             ledger=ledger,
             stats={"seconds": round(time.monotonic() - started, 1), "requests": api.tally.requests},
             on_size=on_size,
+            mine=mine,
         )
         notes.unlink(missing_ok=True)
     return manifest
@@ -262,8 +264,8 @@ def import_tables(
                     yield document
             file.require_unchanged()
 
-    with _alone(folder):
-        written = list(_written(documents(), folder, snapshot, 0, "file:"))
+    with _alone(folder) as mine:
+        written = list(_written(documents(), folder, snapshot, 0, "file:", mine))
         if counts.rows != counts.documents + counts.left_out.total():
             raise LedgerBroken(f"{snapshot}: {counts}")
         if not written:
@@ -282,6 +284,7 @@ def import_tables(
             ledger=ledger,
             stats={"seconds": round(time.monotonic() - started, 1)},
             on_size=on_size,
+            mine=mine,
         )
 
 
@@ -295,7 +298,12 @@ def dump_lines(document: Mapping[str, Any]) -> bytes:
 
 
 def _written(
-    documents: Iterator[dict[str, Any]], folder: UPath, snapshot: Snapshot, first_number: int, url: str
+    documents: Iterator[dict[str, Any]],
+    folder: UPath,
+    snapshot: Snapshot,
+    first_number: int,
+    url: str,
+    mine: Claim | None,
 ) -> Iterator[FetchedFile]:
     """Write documents into dump files, each of `TEXT_A_FILE` about; none where there is no document."""
     for number, first in enumerate(documents, start=first_number):
@@ -308,7 +316,7 @@ def _written(
             if lines != 2 * n_documents:  # noqa: B023  # called before the next round
                 raise LedgerBroken(f"{file}: {n_documents} documents written, {lines} lines read")  # noqa: B023
 
-        with whole_file(folder / file, require_whole) as out:
+        with whole_file(folder / file, require_whole, mine.fence if mine else nullcontext) as out:
             for document in chain((first,), documents):
                 lines = dump_lines(document)
                 out.write(packer.compress(lines))
@@ -358,10 +366,11 @@ def _vouch(
     ledger: dict[str, Any],
     stats: dict[str, Any],
     on_size: Callable[[int], object],
+    mine: Claim | None,
 ) -> Manifest:
     """Write down what was left out, then the manifest, last."""
     folder, size = store.raw(snapshot), sum(file.size_bytes for file in files)
-    with whole_file(folder / "left_out.jsonl") as out:
+    with whole_file(folder / "left_out.jsonl", fence=mine.fence if mine else nullcontext) as out:
         for each in left_out:
             out.write(msgspec.json.encode(each) + b"\n")
     records = {file.name: FileRecord(file.size_bytes, file.sha256) for file in files} | {"left_out.jsonl": out.record}
@@ -383,17 +392,19 @@ def _vouch(
         stats=stats,
     )
     on_size(size)
+    if mine:
+        return mine.commit(manifest)
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 
 @contextmanager
-def _alone(folder: UPath) -> Iterator[None]:
-    """One process at a time makes a snapshot; nothing holds another back on an object store."""
+def _alone(folder: UPath) -> Iterator[Claim | None]:
+    """One process at a time makes a snapshot. On an object store, whoever claimed it last; nobody waits there."""
     busy = "another process is making this snapshot: wait for it, or end it"
     with locked(folder.with_name(f"{folder.name}.lock"), timeout_s=0, busy=busy):
         try:
-            yield
+            yield None if is_local(folder) else claim(folder / "manifest.json")
         finally:
             if is_local(folder) and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

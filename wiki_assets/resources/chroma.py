@@ -16,6 +16,7 @@ from upath import UPath
 
 from wiki_assets.errors import BadRequest, NoSpace, NotPublished, SourceUnavailable
 from wiki_assets.files import is_local, locked
+from wiki_assets.settings import shown
 
 if TYPE_CHECKING:
     from chromadb import Collection
@@ -44,10 +45,7 @@ def open_store(folder: UPath | Path, server: str = "", *, write: bool = False) -
     if server:
         yield from _with_server(server)
         return
-    if not is_local(folder):
-        raise BadRequest(
-            f"{folder}: an embedded Chroma store needs a local disk: set WIKI_ASSETS_CHROMA to a server's URL"
-        )
+    require_disk(folder)
     path = Path(str(folder))
     if write:
         path.mkdir(parents=True, exist_ok=True)
@@ -57,6 +55,18 @@ def open_store(folder: UPath | Path, server: str = "", *, write: bool = False) -
         raise NotPublished(f"{path}: no Chroma store there; run wiki-assets materialize")
     else:
         yield from _embedded(path)
+
+
+def require_disk(folder: UPath | Path) -> None:
+    """Refuse an embedded store in an object store.
+
+    Raises:
+        BadRequest: naming the setting.
+    """
+    if not is_local(folder):
+        raise BadRequest(
+            f"{folder}: an embedded Chroma store needs a local disk: set WIKI_ASSETS_CHROMA to a server's URL"
+        )
 
 
 def _embedded(path: Path) -> Iterator["ClientAPI"]:
@@ -83,8 +93,8 @@ def _with_server(server: str) -> Iterator["ClientAPI"]:
     import chromadb
 
     address = urlsplit(server)
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise BadRequest(f"WIKI_ASSETS_CHROMA={server!r}: expected a URL such as http://localhost:8000")
+    if address.scheme not in ("http", "https") or not address.hostname or shown(server) != server:
+        raise BadRequest(f"WIKI_ASSETS_CHROMA={shown(server)!r}: expected a URL such as http://localhost:8000")
     secure = address.scheme == "https"
     try:
         client = chromadb.HttpClient(

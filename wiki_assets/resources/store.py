@@ -11,8 +11,10 @@
 <wiki>/lexical/<date>/000001/…             one BM25 index of the snapshot's passages; manifest.json names the newest
 <wiki>/index/<date>-<build>/…              build.json, chroma/ (an embedded store) and shards/00003.json
 <wiki>/published.json                      the pointer that queries follow
+<wiki>/published/000007.json               the same in an object store: the newest of its editions, which stay
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,16 +22,23 @@ from typing import Any
 
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished, Superseded
+from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished, StoreRefused, Superseded
 from wiki_assets.files import (
     Manifest,
+    is_local,
+    json_text,
+    local_path,
     locked,
+    make_file,
+    names_in,
     read_json,
     read_manifest,
+    remove,
     root_path,
     seal_holds,
     sealed,
     sizes_agree,
+    sync_folder,
     write_json,
 )
 from wiki_assets.keys import Shard, Snapshot, check_shard_count, check_wiki
@@ -68,14 +77,33 @@ class Store:
         check_shard_count(count)
         known = self.shard_count(wiki)
         if known is None:
-            write_json(self.wiki(wiki) / "wiki.json", {"wiki": wiki, "shards": count})
-        elif known != count:
+            return self._first_shard_count(wiki, count)
+        if known != count:
             raise BadRequest(
                 f"{wiki}: {count} shards asked for, its data in {self.wiki(wiki)} has {known}: "
                 f"set WIKI_ASSETS_SHARDS={known} "
                 "(or its line in the wikis file), or use another WIKI_ASSETS_ROOT for a reshuffle"
             )
         return count
+
+    def _first_shard_count(self, wiki: str, count: int) -> int:
+        path, record = self.wiki(wiki) / "wiki.json", {"wiki": wiki, "shards": count}
+        if is_local(path):
+            write_json(path, record)
+            return count
+        try:
+            make_file(path, json_text(record))
+        except FileExistsError:  # another run was faster
+            return self.fix_shard_count(wiki, count)
+        try:
+            make_file(path, json_text(record))  # which must be refused, or two runs could have one claim
+        except FileExistsError:
+            return count
+        remove(path)
+        raise StoreRefused(
+            f"{path}: the store made an object again that was there, though asked not to (If-None-Match: *): "
+            "two runs could write one shard; use a store that has conditional writes, or a folder"
+        )
 
     def name(self, path: UPath) -> str:
         """A file as its manifest names it: relative to the wiki's folder."""
@@ -145,13 +173,21 @@ class Store:
         """The manifest of a shard's rows in one build of the index."""
         return read_manifest(self.manifest_path("index", shard, build))
 
+    def pointer_path(self, wiki: str) -> UPath:
+        """Where the pointer lies. In an object store: its newest edition, number 0 where there is none."""
+        folder = self.wiki(wiki)
+        if is_local(folder):
+            return folder / "published.json"
+        stems = [name.removesuffix(".json") for name in names_in(folder / "published")]
+        return folder / "published" / _edition(max((int(stem) for stem in stems if stem.isdecimal()), default=0))
+
     def pointer(self, wiki: str) -> dict[str, Any] | None:
         """What is published for a wiki: snapshot, build, collection, model; None before the first time.
 
         Raises:
             DamagedArtifact: if the file is not what was written.
         """
-        path = self.wiki(wiki) / "published.json"
+        path = self.pointer_path(wiki)
         pointer = read_json(path)
         if pointer is None:
             return None
@@ -198,11 +234,40 @@ class Store:
             Superseded: if another run has moved it since.
         """
         with locked(self.wiki(wiki) / "published.lock"):
+            path = self.pointer_path(wiki)  # before the pointer is read: an edition made since then makes ours fail
             now = self.pointer(wiki)
-            if now != instead_of:
-                raise Superseded(
-                    f"{wiki}: {now['collection'] if now else 'nothing'} is published, where this run saw "
-                    f"{instead_of['collection'] if instead_of else 'nothing'}: another run published meanwhile, and "
-                    "its index stands; materialize published_index again if this one is newer"
-                )
-            write_json(self.wiki(wiki) / "published.json", sealed(pointer))
+            if now == instead_of and _replace(path, sealed(pointer)):
+                return
+            now = self.pointer(wiki)
+            raise Superseded(
+                f"{wiki}: {now['collection'] if now else 'nothing'} is published, where this run saw "
+                f"{instead_of['collection'] if instead_of else 'nothing'}: another run published meanwhile, and "
+                "its index stands; materialize published_index again if this one is newer"
+            )
+
+    def withdraw(self, wiki: str) -> None:
+        """Point to nothing. What the pointer was stays beside it, to be looked at."""
+        with locked(self.wiki(wiki) / "published.lock"):
+            path = self.pointer_path(wiki)
+            if not is_local(path):
+                _replace(path, None)
+                return
+            os.replace(local_path(path), local_path(path.with_name(f"{path.name}.damaged")))
+            sync_folder(local_path(path).parent)
+
+
+def _edition(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def _replace(path: UPath, pointer: dict[str, Any] | None) -> bool:
+    """Put a pointer in place of that in `path`; on an object store as the next edition, if nobody has made it yet."""
+    if is_local(path):
+        write_json(path, pointer)
+        return True
+    mine = path.with_name(_edition(int(path.stem) + 1))
+    try:
+        make_file(mine, json_text(pointer))
+    except FileExistsError:
+        return read_json(mine) == pointer  # our own, if the answer was lost and the client asked again
+    return True

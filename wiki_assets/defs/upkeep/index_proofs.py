@@ -157,7 +157,7 @@ class IndexProofs:
         """Whether the pointer is at this snapshot, and what it points to is whole."""
         store, snapshot = self._book.store, self._snapshot
         blank = Proof("published_index", snapshot, snapshot.date, State.ABSENT)
-        path = store.wiki(snapshot.wiki) / "published.json"
+        path = store.pointer_path(snapshot.wiki)
         try:
             pointer = store.pointer(snapshot.wiki)
         except DamagedArtifact as error:

@@ -20,7 +20,7 @@ from wiki_assets.defs.upkeep.status import forget, tell, tell_checks
 from wiki_assets.defs.upkeep.verify import Report, verify
 from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.errors import StoreLocked
-from wiki_assets.files import is_local, local_path, locked, sync_folder
+from wiki_assets.files import is_local, local_path, sync_folder
 from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
 
@@ -110,7 +110,7 @@ def _set_aside(book: Cookbook, report: Report, evidence: Evidence, changes: Chan
             continue
         for path in proof.suspects:
             name = str(path).removeprefix(f"{root}/")
-            if name not in changes.set_aside and (dry_run or _aside(path, proof)):
+            if name not in changes.set_aside and (dry_run or _aside(path, proof, book.store)):
                 changes.set_aside.append(name)
     if not evidence.build_problem:
         return
@@ -137,14 +137,13 @@ def _busy(report: Report, proofs: Iterable[Proof]) -> bool:
     return any(p.artifact in shows and p.partition in shows[p.artifact].busy for p in proofs)
 
 
-def _aside(path: UPath, proof: Proof) -> bool:
+def _aside(path: UPath, proof: Proof, store: Store) -> bool:
     """Rename a file that is not what it should be to `….damaged`; false if it was replaced since it was looked at."""
     if proof.artifact == "raw_dump":
         _rename(path)
         return True
     if proof.artifact == "published_index":
-        with locked(path.with_name("published.lock")):
-            _rename(path)
+        store.withdraw(proof.snapshot.wiki)
         return True
     seen = read_bytes(path)
     if seen is None:
