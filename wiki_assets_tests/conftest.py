@@ -13,8 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, so
 REPOSITORY = Path(__file__).parent.parent
 SAMPLE = Path(os.environ.get("WIKI_ASSETS_TEST_DATA") or REPOSITORY / "../shared/data").resolve()
 
-settings.register_profile("wiki_assets", deadline=None)
-settings.load_profile("wiki_assets")
+settings.register_profile("same", deadline=None, derandomize=True)  # a change is judged by the same examples everywhere
+settings.register_profile("random", deadline=None)  # --hypothesis-profile=random looks for others
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,7 @@ import random
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wiki_assets.compression import decoded_chunks
@@ -48,6 +48,7 @@ LINES = st.one_of(
 
 
 @settings(max_examples=200)
+@example(b'{"index":{"_id":7}}\n{"index"', 1, 1, [], ("x.json.gz", gzip.compress))  # cut in the next action line
 @given(
     st.lists(LINES, max_size=30).map(b"".join),
     st.integers(1, 200),

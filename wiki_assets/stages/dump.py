@@ -133,14 +133,14 @@ class DumpReader:
                 action = None
                 continue
             if _looks_like_action(line):
+                if action is not None:
+                    self._reject(BadLine.of("no_document", action[0], action[1]))
+                    action = None
                 try:
                     decoded = _decode_action(line)
                 except (ValueError, RecursionError) as error:
                     self._reject(BadLine.of("bad_json", number, line, str(error)))
-                    action = None
                     continue
-                if action is not None:
-                    self._reject(BadLine.of("no_document", action[0], action[1]))
                 action = (number, line, decoded.index.id)
                 continue
             document = _read_document(line, number)
