@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from upath import UPath
@@ -13,7 +14,7 @@ from wiki_assets.defs.work import passages_set_aside
 from wiki_assets.errors import LedgerBroken, NoSpace, SourceUnavailable, StoreLocked, WikiAssetsError
 from wiki_assets.files import Manifest, is_local, local_path
 from wiki_assets.keys import Snapshot
-from wiki_assets.resources.chroma import is_away, open_collection, open_store, require_disk, sync_after
+from wiki_assets.resources.chroma import is_away, open_collection, open_store, patiently, require_disk, sync_after
 from wiki_assets.settings import Settings
 from wiki_assets.stages.articles import LICENCE
 from wiki_assets.stages.index import HNSW, add_rows, check_rows, has_shard, rows_of_shard, shard_rows
@@ -57,12 +58,13 @@ def index_shards(
     _require_space(book, settings, todo, folder)
     try:
         with open_store(folder, settings.chroma, write=True) as client:
-            collection = open_collection(client, collection_name(snapshot, build), hnsw=HNSW, metadata=about)
-            sync_after(collection, HNSW["sync_threshold"])
+            name = collection_name(snapshot, build)
+            collection = patiently(partial(open_collection, client, name, hnsw=HNSW, metadata=about))
+            patiently(partial(sync_after, collection, HNSW["sync_threshold"]))
             batch_rows = min(_BATCH_ROWS, client.get_max_batch_size())
             for at_work in todo:
                 claimed = claim(book.store.manifest_path("chroma_collection", at_work.shard, build), run)
-                counts, stats = _index_shard(book, at_work, collection, batch_rows)
+                counts, stats = patiently(partial(_index_shard, book, at_work, collection, batch_rows))
                 yield at_work, claimed.commit(at_work.manifest({}, counts, {**stats, "build": build}))
             sync_after(collection, 2)
     except (StoreLocked, SourceUnavailable):

@@ -6,12 +6,13 @@ process.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from upath import UPath
 
 from wiki_assets.errors import BadRequest, NoSpace, NotPublished, SourceUnavailable
@@ -21,6 +22,8 @@ from wiki_assets.settings import shown
 if TYPE_CHECKING:
     from chromadb import Collection
     from chromadb.api import ClientAPI
+
+T = TypeVar("T")
 
 _opening = threading.Lock()  # Chroma's own table of open stores is not safe while one thread opens and one closes
 _BUSY = "another process is writing this store; wait until it ends, then run again"
@@ -106,6 +109,20 @@ def _with_server(server: str) -> Iterator["ClientAPI"]:
             f"{server}: no Chroma server answers ({type(error).__name__}): start it, or unset WIKI_ASSETS_CHROMA"
         ) from error
     yield client
+
+
+def patiently(call: Callable[[], T], within_s: float = 30, every_s: float = 0.5) -> T:
+    """Call again while SQLite says that it is locked; for what may be done twice.
+
+    Who writes a store holds its lock, so this is no other writer: it is what a killed one had begun, which several
+    connections of this process find at once, and only one of them can take back.
+    """
+    return Retrying(
+        retry=retry_if_exception(lambda error: "database is locked" in str(error)),
+        stop=stop_after_delay(within_s),
+        wait=wait_fixed(every_s),
+        reraise=True,
+    )(call)
 
 
 def is_away(error: BaseException) -> bool:
