@@ -81,6 +81,7 @@ def test_a_power_loss_leaves_nothing_done_that_is_not(plain, tmp_path, chaos_see
 
 
 @pytest.mark.chaos("K1")
+@pytest.mark.timeout(3600)  # 50 kills with the real model, nightly: ten minutes
 def test_kills_at_random_times_end_in_the_same_bytes(tmp_path, chaos_seed, chaos_tier, record_property):
     n_kills, real_every = (50, 1) if chaos_tier == "nightly" else (10, 5)
     figures = checks.kills_end_in_the_same_bytes(tmp_path, chaos_seed, n_kills, real_every=real_every)
