@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import msgspec
 
@@ -70,15 +71,25 @@ def _dump_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".gz", ".bz2"))
 
 
+def unpacked(path: Path) -> BinaryIO:
+    """The text of a dump file, to be read."""
+    return cast(BinaryIO, (bz2.open if path.suffix == ".bz2" else gzip.open)(path))
+
+
+def packed(path: Path) -> BinaryIO:
+    """A dump file to write text to; packed as dumps are."""
+    return cast(BinaryIO, bz2.open(path, "wb") if path.suffix == ".bz2" else gzip.open(path, "wb", compresslevel=6))
+
+
 def thinned(dump: Dump, n_documents: int, folder: Path) -> Dump:
     """About so many documents of a dump, evenly spaced, so that they are as long as all of them on average."""
     pairs: list[tuple[bytes, bytes]] = []
     for path in dump.files:
-        with (bz2.open if path.suffix == ".bz2" else gzip.open)(path) as lines:
+        with unpacked(path) as lines:
             pairs += zip(lines, lines, strict=True)
     step = max(1, len(pairs) // n_documents)
     target = folder / dump.files[0].name
-    with (bz2.open if target.suffix == ".bz2" else gzip.open)(target, "wb") as out:
+    with packed(target) as out:
         for action, document in pairs[::step]:
             out.write(action + document)
     return Dump((target,))
@@ -91,10 +102,9 @@ def repeated(dump: Dump, times: int, folder: Path) -> Dump:
     found = []
     for path in dump.files:
         target = folder / path.name
-        packed = bz2.open if path.suffix == ".bz2" else gzip.open
-        with packed(path) as lines:
+        with unpacked(path) as lines:
             pairs = [(json.loads(action)["index"], json.loads(next(lines))) for action in lines]
-        with packed(target, "wb", compresslevel=9 if path.suffix == ".bz2" else 6) as out:
+        with packed(target) as out:
             for number in range(times):
                 for action, document in pairs:
                     page_id = int(action["_id"]) + number * 10**9
@@ -138,7 +148,7 @@ def page_texts(dump: Dump, limit: int) -> list[tuple[int, str, str, str]]:
     """Page id, title, text and language of the first pages of a dump."""
     found: list[tuple[int, str, str, str]] = []
     for path in dump.files:
-        with (bz2.open if path.suffix == ".bz2" else gzip.open)(path) as lines:
+        with unpacked(path) as lines:
             for action in lines:
                 document = json.loads(next(lines))
                 if document.get("page_type") != "redirect" and document.get("text"):

@@ -4,7 +4,6 @@ Each step does what its asset does: only what no manifest vouches for, one shard
 """
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.settings import Settings
 from wiki_assets_tests.bench.dumps import fill_store, thinned, tiny_dump
 
-FORK = multiprocessing.get_context("fork")  # for children that do little; see `children` for the others
 PARQUET_STEPS = ("split", "articles", "tokens", "embeddings")
 STEPS = (*PARQUET_STEPS, "lexical_index", "chroma_collection", "published_index")
 N_PAGES = 12

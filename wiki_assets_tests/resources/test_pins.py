@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from wiki_assets.resources.pins import is_pinned, pinned
-from wiki_assets_tests.chaos.plain import FORK
+from wiki_assets_tests.chaos.children import CHILDREN, start
 
 
 def test_a_build_is_pinned_while_any_reader_has_it(tmp_path: Path) -> None:
@@ -23,15 +23,14 @@ def test_a_build_that_is_gone_is_not_pinned(tmp_path: Path) -> None:
 
 
 def test_a_pin_goes_with_its_process(tmp_path: Path) -> None:
-    ready = FORK.Event()
+    ready = CHILDREN.Event()
 
     def read() -> None:
         with pinned(tmp_path):
             ready.set()
             signal.pause()
 
-    reader = FORK.Process(target=read)
-    reader.start()
+    reader = start(read)
     assert ready.wait(60)
     assert is_pinned(tmp_path)
     os.kill(reader.pid or 0, signal.SIGKILL)
