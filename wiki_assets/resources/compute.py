@@ -76,9 +76,11 @@ def ray_session(settings: Settings) -> Iterator[None]:
             f"WIKI_ASSETS_RAY={shown(settings.ray)!r} is for runs that Dagster launches: "
             "materialize there, or set it to local or to the address of a cluster"
         )
-    if settings.ray != "local":
+    if settings.ray == "local":
+        ray.init(address=_own_address(), **_init_options(settings))
+    else:
         check_answers(settings.ray)
-    ray.init(address=_own_address() if settings.ray == "local" else settings.ray, **_init_options(settings))
+        _patiently(ray.init)(address=settings.ray, **_init_options(settings))
     try:
         yield
     finally:

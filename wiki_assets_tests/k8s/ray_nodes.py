@@ -22,7 +22,7 @@ from wiki_assets.files import whole_file
 from wiki_assets.resources.compute import CPU_SLOTS, GPU_SLOTS, GROUP
 from wiki_assets_tests.processes import free_port, wait_until
 
-WITHIN_S = 240.0
+WITHIN_S = 90.0
 STORE_BYTES = 80 << 20
 CPU_NODE = {"num_cpus": 1, "labels": {GROUP: "cpu"}}
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1, "labels": {GROUP: "gpu"}}  # a CPU too many, for CPU tasks to be tempted by

@@ -11,8 +11,10 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster_ray import Lifecycle, LocalRay, RayResource
 from dagster_ray.kuberay.client import RayJobClient
 from dagster_ray.kuberay.resources.rayjob import KubeRayJobClientResource
+from tenacity import wait_none
 
 from wiki_assets.errors import BadRequest, WikiAssetsError
+from wiki_assets.resources import compute
 from wiki_assets.resources.compute import RayJobPerRun, SharedRay, check_answers, ray_resource, ray_session
 from wiki_assets.settings import Settings
 from wiki_assets_tests.k8s.fake_api import FakeKubernetes, fake_kubernetes
@@ -213,6 +215,25 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 def test_nobody_at_the_address_is_said_at_once() -> None:
     with pytest.raises(WikiAssetsError, match="no Ray answers"), ray_session(settings(f"127.0.0.1:{free_port()}")):
         raise AssertionError("not reached")
+
+
+def test_a_ray_client_server_that_does_not_start_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forks it from a process with threads, and now and then it hangs before its first line."""
+    import ray
+
+    asked: list[Any] = []
+
+    def init(**options: Any) -> None:
+        asked.append(options["address"])
+        if len(asked) < 3:
+            raise ConnectionAbortedError("Starting Ray client server failed")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(compute, "check_answers", lambda address: None)
+    monkeypatch.setattr(compute, "leave_ray", lambda: None)
+    monkeypatch.setattr(compute, "wait_fixed", lambda seconds: wait_none())
+    with ray_session(settings("ray://head:10001")):
+        assert asked == ["ray://head:10001"] * 3
 
 
 def test_a_session_is_no_place_for_a_job_per_run() -> None:
