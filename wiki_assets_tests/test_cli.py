@@ -113,6 +113,7 @@ def test_status_counts_every_asset(published: Terminal) -> None:
         "embeddings": (2, 2),
         "lexical_index": (1, 1),
         "chroma_collection": (2, 2),
+        "evaluation": (1, 1),
         "published_index": (1, 1),
     }
     assert "tinywiki: published is tinywiki-20250105-1" in published("status").stdout

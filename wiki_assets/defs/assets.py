@@ -6,6 +6,7 @@ tokens[date, shard]           token ids of every page, and its passages
 embeddings[date, shard]       one vector a passage
 chroma_collection[date, shard]  the shard's rows in the snapshot's collection, read back
 lexical_index[date]           the snapshot's passages in one BM25 index
+evaluation[date]              how well the two answer, before anybody is sent to them
 published_index[date]         the pointer that queries follow; moves when the checks pass
 """
 
@@ -22,6 +23,13 @@ from wiki_assets.defs import work
 from wiki_assets.defs.automation import WHEN_ALL_IS_THERE, WHEN_INPUT_IS_THERE, WHEN_REGISTERED
 from wiki_assets.defs.checks import CHECKS
 from wiki_assets.defs.deadlines import deadlines
+from wiki_assets.defs.evaluation import (
+    evaluation_facts,
+    evaluation_line,
+    evaluation_recipe,
+    made_evaluation,
+    make_evaluation,
+)
 from wiki_assets.defs.failures import message_of, one_line_errors
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.lexical import (
@@ -44,7 +52,8 @@ from wiki_assets.defs.upkeep.prune import prune
 from wiki_assets.defs.voice import say
 from wiki_assets.defs.week import week_of
 from wiki_assets.defs.wikis import WikiConfig, require_shard_count
-from wiki_assets.errors import WikiAssetsError
+from wiki_assets.errors import DamagedArtifact, NotPublished, WikiAssetsError
+from wiki_assets.files import Manifest
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.compute import capacity
 from wiki_assets.resources.liveness import watch_ray
@@ -62,7 +71,7 @@ SHARDS_PER_RUN = {"articles": 4096, "tokens": 512, "embeddings": 256, "chroma_co
 
 
 def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
-    """The seven assets of a wiki, one group."""
+    """The eight assets of a wiki, one group."""
     wiki = config.wiki
     parts = grid(wiki, config.shards)
 
@@ -279,15 +288,42 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             data_version=dg.DataVersion(manifest.data_version), metadata=lexical_facts(manifest) | {"reused": reused}
         )
 
+    @dg.asset(
+        key=key("evaluation"),
+        deps=[dg.AssetDep(key("chroma_collection"), partition_mapping=parts.by_date), key("lexical_index")],
+        partitions_def=parts.dates,
+        code_version=code_version("evaluation", config),
+        group_name=wiki,
+        kinds={"chroma"},
+        pool="chroma",
+        op_tags=step_pod("evaluation"),
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        retry_policy=RETRY,
+        description="How often the right page and passage come first: the questions that the wiki keeps, or its own.",
+        automation_condition=WHEN_ALL_IS_THERE,
+    )
+    def evaluation(
+        context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]
+    ) -> dg.MaterializeResult[Any]:
+        with one_line_errors():
+            cookbook = book(store, settings)
+            snapshot = Snapshot(wiki, context.partition_key)
+            manifest = made_evaluation(cookbook, snapshot)
+            if reused := manifest is not None:
+                say(context, f"{snapshot} evaluation: up to date")
+            else:
+                manifest = _evaluated(context, cookbook, snapshot, settings)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(manifest.data_version),
+            metadata=evaluation_facts(manifest, store) | {"reused": reused},
+        )
+
     @dg.multi_asset(
         name=f"{wiki}_published_index",
         specs=[
             dg.AssetSpec(
                 key("published_index"),
-                deps=[
-                    dg.AssetDep(key("chroma_collection"), partition_mapping=parts.by_date),
-                    key("lexical_index"),
-                ],
+                deps=[key("evaluation")],
                 partitions_def=parts.dates,
                 code_version=code_version("published_index", config),
                 group_name=wiki,
@@ -335,12 +371,26 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             check_results=results,
         )
 
-    return [raw_dump, articles, tokens, embeddings, lexical_index, chroma_collection, published_index]
+    return [raw_dump, articles, tokens, embeddings, lexical_index, chroma_collection, evaluation, published_index]
 
 
 def _parts(splits: Sequence[work.Split]) -> str:
     """What is split: files, or ranges of them."""
     return "dump files" if all(split.part is None for split in splits) else "ranges of dump files"
+
+
+def _evaluated(context: dg.AssetExecutionContext, book: Cookbook, snapshot: Snapshot, settings: Settings) -> Manifest:
+    """Evaluate a snapshot's current build. One that cannot be asked is given up, if it is not what was made."""
+    try:
+        recipe = evaluation_recipe(book, snapshot)
+        manifest = make_evaluation(
+            recipe, book.store, settings, run=context.run.run_id, say=lambda line: say(context, line)
+        )
+    except (NotPublished, DamagedArtifact) as error:
+        advice = refuse(book, snapshot, examine(book, snapshot, settings))
+        raise dg.Failure(f"{snapshot} cannot be evaluated: {error}: {advice}", allow_retries=False) from error
+    say(context, f"{snapshot} evaluation: {evaluation_line(manifest)} in {manifest.stats['seconds']} s")
+    return manifest
 
 
 def _prune(context: dg.AssetExecutionContext, book: Cookbook) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from wiki_assets.defs.recipes import Blocked
 from wiki_assets.errors import StoreAway, TransientSource, WikiAssetsError
 
 # What another attempt of the step may get past, after Ray's own retries, and why. Nothing else is tried again: a
@@ -39,6 +40,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn an error that we foresee into a step failure that says it, without a traceback of ours."""
     try:
         yield
+    except Blocked as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
     except WikiAssetsError as error:
         raise dg.Failure(str(error), allow_retries=may_pass(error)) from error
 

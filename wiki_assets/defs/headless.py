@@ -11,6 +11,7 @@ from itertools import groupby
 
 import dagster as dg
 
+from wiki_assets.defs.evaluation import made_evaluation
 from wiki_assets.defs.lexical import made_lexical, pointer_part
 from wiki_assets.defs.partitions import dates_name
 from wiki_assets.defs.recipes import OF_DATE, STAGES, Cookbook, collection_name
@@ -124,6 +125,8 @@ def _is_made(stage: str, book: Cookbook, snapshot: Snapshot) -> bool:
         return book.store.raw_manifest(snapshot) is not None
     if stage == "lexical_index":
         return made_lexical(book, snapshot) is not None
+    if stage == "evaluation":
+        return made_evaluation(book, snapshot) is not None
     return is_published(book, snapshot)
 
 

@@ -20,6 +20,11 @@ _PODS: dict[str, dict[str, Any]] = {
             "resources": {"requests": {"cpu": "1", "memory": "4Gi"}, "limits": {"memory": "4Gi"}},
         },
     },
+    "evaluation": {  # the model and the index
+        "container_config": {
+            "resources": {"requests": {"cpu": "1", "memory": "4Gi"}, "limits": {"memory": "4Gi"}},
+        },
+    },
     "published_index": {
         "container_config": {
             "resources": {"requests": {"cpu": "1", "memory": "4Gi"}, "limits": {"memory": "4Gi"}},

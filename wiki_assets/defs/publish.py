@@ -8,15 +8,16 @@ from typing import Any
 
 from wiki_assets.defs.census import census, drift, no_passage_twice
 from wiki_assets.defs.checks import CHECKS, set_aside, totals
-from wiki_assets.defs.lexical import examine_lexical, give_up_lexical, made_lexical, pointer_part
-from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, code_version, collection_name
+from wiki_assets.defs.evaluation import examine_evaluation
+from wiki_assets.defs.lexical import examine_lexical, give_up_lexical, made_lexical
+from wiki_assets.defs.pointer import draft
+from wiki_assets.defs.recipes import SHARD_ARTIFACTS, Cookbook, collection_name
 from wiki_assets.defs.rollback import was_rolled_back, with_history
 from wiki_assets.defs.work import splits_of
 from wiki_assets.errors import NotPublished
 from wiki_assets.files import Manifest
 from wiki_assets.keys import Snapshot
 from wiki_assets.resources.chroma import open_store, published_collection
-from wiki_assets.search.gate import examine_questions
 from wiki_assets.settings import Settings
 from wiki_assets.stages.embeddings import read_vectors
 from wiki_assets.stages.index import self_recall
@@ -85,32 +86,11 @@ def examine(book: Cookbook, snapshot: Snapshot, settings: Settings) -> Gate:
     gate.results["census"] = census(book, snapshot, made, published)
     gate.results["drift"] = drift(book, snapshot, made, published)
     gate.results["questions_answered"] = (
-        _questions(book, snapshot, settings, gate, published)
+        examine_evaluation(book, snapshot, settings, published)
         if gate.passed
-        else (False, {"found": "not asked before all else holds"})
+        else (False, {"found": "not looked at before all else holds"})
     )
     return gate
-
-
-def _questions(
-    book: Cookbook, snapshot: Snapshot, settings: Settings, gate: Gate, published: dict[str, Any] | None
-) -> tuple[bool, dict[str, Any]]:
-    """The kept questions are answered as well as the wiki asks for, and not worse than by the published build."""
-    passed, facts = examine_questions(book.store, _draft(book, snapshot, gate), settings)
-    if not passed or "recall@10" not in facts or published is None or published["snapshot"] > snapshot.date:
-        return passed, facts
-    before = examine_questions(book.store, published, settings)[1].get("recall@10")
-    if before is None:
-        return passed, {**facts, "note": f"{published['collection']} could not be asked"}
-    most = book.config.max_recall_drop
-    facts |= {"published": published["collection"], "published_recall@10": before, "most_worse": most}
-    if facts["recall@10"] >= before - most:
-        return passed, facts
-    found = f"recall@10 is {facts['recall@10']:.3f}, that of {published['collection']} is {before:.3f}"
-    return False, facts | {
-        "found": f"{found}: expected at most {most} less",
-        "next": "look at what the kept questions find; if it must be, raise max_recall_drop in the wiki's line",
-    }
 
 
 def _documents(book: Cookbook, snapshot: Snapshot, articles: list[Manifest]) -> tuple[bool, dict[str, Any]]:
@@ -193,27 +173,6 @@ def refuse(book: Cookbook, snapshot: Snapshot, gate: Gate) -> str:
     return "materialize what is missing, then publish again"
 
 
-def _draft(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
-    """What the pointer will say of a snapshot's current build."""
-    build = book.current_build(snapshot)
-    assert build is not None, "the gate asks for a whole build"
-    assert gate.words is not None, "the gate asks for a lexical index"
-    model = book.config.find_model()
-    return {
-        "wiki": snapshot.wiki,
-        "snapshot": snapshot.date,
-        "build": build,
-        "collection": collection_name(snapshot, build),
-        "server": book.chroma,
-        "model": {"name": model.name, "sha256": model.sha256, "dim": model.dim},
-        "pages": gate.results["stages_agree"][1]["pages"],
-        "passages": gate.results["stages_agree"][1]["indexed"],
-        "cut": code_version("tokens", book.config),
-        "shards": book.config.shards,
-        "lexical": pointer_part(gate.words),
-    }
-
-
 def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
     """Move the wiki's pointer to this snapshot's build; keep what it pointed to, for a rollback.
 
@@ -227,7 +186,11 @@ def publish(book: Cookbook, snapshot: Snapshot, gate: Gate) -> dict[str, Any]:
         Superseded: if another run moves the pointer at this moment.
     """
     assert gate.passed, gate.reasons
-    pointer = _draft(book, snapshot, gate)
+    build = book.current_build(snapshot)
+    assert build is not None, "the gate asks for a whole build"
+    assert gate.words is not None, "the gate asks for a lexical index"
+    n = gate.results["stages_agree"][1]
+    pointer = draft(book, snapshot, gate.words, build=build, pages=n["pages"], passages=n["indexed"])
     old = book.store.pointer(snapshot.wiki)
     if old is not None and (old["snapshot"] > snapshot.date or was_rolled_back(old, pointer["collection"])):
         return old

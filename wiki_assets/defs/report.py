@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from wiki_assets.defs.evaluation import evaluation_line, made_evaluation
 from wiki_assets.defs.headless import is_published
 from wiki_assets.defs.lexical import made_lexical
 from wiki_assets.defs.recipes import STAGES, Cookbook, collection_name
@@ -38,6 +39,13 @@ def snapshot_rows(snapshot: Snapshot, settings: Settings, store: Store) -> list[
             words = made_lexical(book, snapshot)
             holds = f"{words.counts['documents']:,} documents" if words else ""
             rows.append(_row(snapshot, artifact, int(words is not None), 1, [] if words else [snapshot.date], holds))
+            continue
+        if artifact == "evaluation":
+            measured = made_evaluation(book, snapshot)
+            holds = evaluation_line(measured) if measured else ""
+            rows.append(
+                _row(snapshot, artifact, int(measured is not None), 1, [] if measured else [snapshot.date], holds)
+            )
             continue
         made = {shard: book.made(artifact, shard, raw) for shard in book.shards(snapshot)}
         count = _COUNTED[artifact]

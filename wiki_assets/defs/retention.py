@@ -26,7 +26,7 @@ from wiki_assets.keys import Snapshot, is_own
 from wiki_assets.resources.chroma import open_store
 from wiki_assets.resources.pins import is_pinned
 
-_DERIVED_FIRST = ("index", "lexical", "embeddings", "passages", "tokens", "articles", "raw")
+_DERIVED_FIRST = ("eval", "index", "lexical", "embeddings", "passages", "tokens", "articles", "raw")
 _TRASH = ".trash"
 
 Build = tuple[str, int]  # of which snapshot's date, and its number

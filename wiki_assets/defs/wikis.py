@@ -34,6 +34,7 @@ class WikiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_builds: int = 2  # of the index: the published one, and those to roll back to
     max_loss: float = 0.1  # share of the published pages that a new snapshot may lack
     max_drift: float = 0.5  # share by which pages and passages may differ in number from the published ones
+    own_questions: int = 200  # sentences and titles of its own that are asked of a build where it keeps no questions
     max_recall_drop: float = 0.02  # by which the kept questions may be answered worse than by the published build
 
     def __post_init__(self) -> None:
@@ -45,7 +46,8 @@ class WikiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadRequest(f"{self.wiki}: vector_dtype = {self.vector_dtype!r}: expected float32 or float16")
         if not 1 <= self.check_minutes <= 10_080:
             raise BadRequest(f"{self.wiki}: check_minutes = {self.check_minutes}: expected 1 to 10080, a week")
-
+        if not 0 <= self.own_questions <= 10_000:
+            raise BadRequest(f"{self.wiki}: own_questions = {self.own_questions}: expected 0 to 10000")
         for name in ("keep_snapshots", "keep_builds"):
             if getattr(self, name) < 1:
                 raise BadRequest(f"{self.wiki}: {name} = {getattr(self, name)}: expected 1 or more")

@@ -10,6 +10,7 @@
 <wiki>/{tokens,embeddings}/<date>/00003.quarantine.jsonl   rows that could not be taken in, where there are any
 <wiki>/lexical/<date>/000001/…             one BM25 index of the snapshot's passages; manifest.json names the newest
 <wiki>/index/<date>-<build>/…              build.json, chroma/ (an embedded store) and shards/00003.json
+<wiki>/eval/<date>/…                       how well the index answers: report.json, .md and .svg, and manifest.json
 <wiki>/published.json                      the pointer that queries follow
 <wiki>/published/000007.json               the same in an object store: the newest of its editions, which stay
 """
@@ -148,6 +149,15 @@ class Store:
     def lexical_manifest(self, snapshot: Snapshot) -> Manifest | None:
         """The manifest of a snapshot's newest lexical index, if it is there and its files have the recorded sizes."""
         manifest = read_manifest(self.lexical(snapshot) / "manifest.json")
+        return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
+
+    def evaluation(self, snapshot: Snapshot) -> UPath:
+        """The folder of a snapshot's evaluation."""
+        return self.wiki(snapshot.wiki) / "eval" / snapshot.date
+
+    def evaluation_manifest(self, snapshot: Snapshot) -> Manifest | None:
+        """The manifest of a snapshot's evaluation, if it is there and its files have the recorded sizes."""
+        manifest = read_manifest(self.evaluation(snapshot) / "manifest.json")
         return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
 
     def dates(self, wiki: str, artifact: str = "raw") -> list[str]:

@@ -4,14 +4,16 @@
 <wiki>/eval/questions.jsonl     these questions, each with the pages that answer it
 """
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from upath import UPath
 
-from wiki_assets.errors import BadRequest, WikiAssetsError
+from wiki_assets.errors import BadRequest, DamagedArtifact, WikiAssetsError
 from wiki_assets.files import read_json, whole_file, write_json
 from wiki_assets.resources.store import Store
 from wiki_assets.search.build import OpenBuild
@@ -20,6 +22,16 @@ from wiki_assets.settings import Settings
 from wiki_assets.stages.evaluation import Question
 
 AT_MOST = 500  # questions; asked in some ten seconds
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A wiki's kept questions, the pages that answer each by its id, and the least recall@10 of a hybrid search."""
+
+    questions: list[Question]
+    qrels: dict[str, set[int]]
+    floor: float
+    sha256: str
 
 
 def folder(store: Store, wiki: str) -> UPath:
@@ -62,23 +74,37 @@ def keep_questions(
     return len(some)
 
 
-def examine_questions(store: Store, pointer: dict[str, Any], settings: Settings) -> tuple[bool, dict[str, Any]]:
-    """Ask the kept questions of a build that is not yet published; passes where none are kept."""
-    gate = read_json(folder(store, pointer["wiki"]) / "gate.json")
+def kept_questions(store: Store, wiki: str) -> Kept | None:
+    """The questions that a wiki keeps; None where it keeps none.
+
+    Raises:
+        DamagedArtifact: if they cannot be read.
+    """
+    gate = read_json(folder(store, wiki) / "gate.json")
     if not gate:
-        return True, {"questions": 0, "note": "none are kept; wiki-assets eval --gate keeps some"}
+        return None
+    path = folder(store, wiki) / "questions.jsonl"
+    try:
+        data = path.read_bytes()
+        lines = [msgspec.json.decode(line) for line in data.splitlines()]
+        questions = [Question(line["id"], line["question"]) for line in lines]
+        qrels = {line["id"]: set(line["pages"]) for line in lines}
+        return Kept(questions, qrels, float(gate["recall@10"]), hashlib.sha256(data).hexdigest())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedArtifact(
+            f"{path}: the kept questions cannot be read ({error}): run wiki-assets eval --gate again"
+        ) from None
+
+
+def recall_of(pointer: dict[str, Any], kept: Kept, settings: Settings) -> float | None:
+    """How often a hybrid search of a build has a right page of the kept questions among the first ten, 0 to 1; None
+    where the build cannot be asked.
+    """
     build = OpenBuild(pointer, settings)
     try:
-        lines = (folder(store, pointer["wiki"]) / "questions.jsonl").read_bytes().splitlines()
-        kept = [msgspec.json.decode(line) for line in lines]
-        questions = [Question(line["id"], line["question"]) for line in kept]
-        qrels = {line["id"]: set(line["pages"]) for line in kept}
-        report = evaluate(build, questions, qrels, modes=["hybrid"], source="kept questions")
-        found = report["sets"]["all"]["hybrid"]
-    except (OSError, ValueError, KeyError, WikiAssetsError) as error:
-        return False, {"found": f"the kept questions cannot be asked ({error}): run wiki-assets eval --gate again"}
+        report = evaluate(build, kept.questions, kept.qrels, modes=["hybrid"], source="kept questions")
+    except WikiAssetsError:
+        return None
     finally:
         build.close()
-    recall = found["page"]["recall@10"]
-    facts = {"questions": len(kept), "floor": gate["recall@10"], **found["page"], **found["latency_ms"]}
-    return recall >= gate["recall@10"], facts
+    return report["sets"]["all"]["hybrid"]["page"]["recall@10"]

@@ -51,14 +51,14 @@ def evaluate(
         measures of `Tally.report`.
 
     Raises:
-        BadRequest: if no question can be judged.
+        BadRequest: if there are questions and none can be judged.
     """
     judged = [(q, pages) for q in questions if (pages := _pages_of(q, qrels))]
-    if not judged:
+    if questions and not judged:
         raise BadRequest(f"{source or 'questions'}: none names its page: give page_id in each, or judgements (--qrels)")
-    if build.lexical is None:
+    if judged and build.lexical is None:
         modes = [mode for mode in modes if mode == "dense"]
-    for mode in modes:
+    for mode in modes if judged else ():
         build.search("warm", 1, mode)
     sets = sorted({q.language for q, _ in judged})
     tallies = {name: {mode: Tally.empty() for mode in modes} for name in sets}
@@ -87,7 +87,7 @@ def evaluate(
             for name, by_mode in tallies.items()
         },
     }
-    if store is not None and neighbours:
+    if judged and store is not None and neighbours:
         some = random.Random(pointer["collection"]).sample(judged, min(neighbours, len(judged)))
         report["ann"] = neighbours_found(build, store, [question.question for question, _ in some])
     return report

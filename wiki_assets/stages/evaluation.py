@@ -28,6 +28,7 @@ from wiki_assets.errors import BadRequest
 
 T = TypeVar("T")
 
+CODE_VERSION = "evaluation-1"
 DEPTH = 20  # passages of an answer that are looked at
 CUTOFFS = (1, 5, 10, 20)
 LEVELS = ("page", "passage", "answer")
@@ -334,7 +335,7 @@ _COLOURS = {"hybrid": "#1b6ca8", "dense": "#d1603d", "lexical": "#5b8c5a"}
 
 def svg(report: Mapping[str, Any]) -> str:
     """The report as a picture: recall at each cutoff, a panel for each thing looked for, a line for each mode."""
-    modes = next(iter(report["sets"].values()))
+    modes: Mapping[str, Any] = next(iter(report["sets"].values()), {})
     levels = [level for level in LEVELS if any(level in found for found in modes.values())]
     width, height, left, top = 260, 220, 48, 46
     parts = [

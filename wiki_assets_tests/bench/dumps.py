@@ -141,7 +141,7 @@ def fill_store(dump: Dump, root: Path, shards: int = SHARDS) -> Cookbook:
     )
     write_json(folder / "manifest.json", manifest)
     store.fix_shard_count(snapshot.wiki, shards)
-    return Cookbook(WikiConfig(snapshot.wiki, shards, DEFAULT_MODEL), store)
+    return Cookbook(WikiConfig(snapshot.wiki, shards, DEFAULT_MODEL, own_questions=0), store)
 
 
 def page_texts(dump: Dump, limit: int) -> list[tuple[int, str, str, str]]:

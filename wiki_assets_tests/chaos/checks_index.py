@@ -19,7 +19,9 @@ from wiki_assets.resources.chroma import open_store
 from wiki_assets.search import Searcher
 from wiki_assets_tests.chaos.checks_commit import changed, rows_of
 from wiki_assets_tests.chaos.children import CHILDREN, FORESEEN, OK, found_in_child, in_child, planted, start
-from wiki_assets_tests.chaos.plain import Plain, SmallEncoder
+from wiki_assets_tests.chaos.plain import STEPS, Plain, SmallEncoder
+
+INDEX_STEPS = STEPS[STEPS.index("lexical_index") :]
 
 
 def killed_builds_hold_the_right_rows(
@@ -61,10 +63,10 @@ def small_batches() -> Any:
 
 def finish(wiki: Plain) -> None:
     """Index and publish; a build that is given up is made again, once."""
-    for name in ("lexical_index", "chroma_collection", "published_index"):
+    for name in INDEX_STEPS:
         code = in_child(lambda name=name: wiki.step(name))
         if code == FORESEEN:
-            for again in ("chroma_collection", "published_index"):
+            for again in INDEX_STEPS[1:]:
                 code = in_child(lambda again=again: wiki.step(again))
         assert code == OK, f"{name}: exit code {code}"
 
@@ -276,7 +278,7 @@ def wrong_rows_are_not_published(plain: Plain, before: Path, folder: Path, spoil
             return added
 
         with mock.patch.object(indexing, "add_rows", add_and_spoil):
-            for name in ("lexical_index", "chroma_collection", "published_index"):
+            for name in INDEX_STEPS:
                 wiki.step(name)
 
     code = in_child(act)

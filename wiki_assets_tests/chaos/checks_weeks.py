@@ -29,7 +29,7 @@ from wiki_assets.stages.passages import Passage, cut_page
 from wiki_assets.stages.word_pieces import WordPieceTokenizer
 from wiki_assets_tests.bench.dumps import fill_store
 from wiki_assets_tests.chaos.children import FORESEEN, OK, found_in_child, in_child
-from wiki_assets_tests.chaos.plain import PARQUET_STEPS, Plain, SmallEncoder
+from wiki_assets_tests.chaos.plain import PARQUET_STEPS, STEPS, Plain, SmallEncoder
 from wiki_assets_tests.chaos.weeks import WIKI, LivingWiki, Page, ledger
 
 POINTS = (*failpoints.COMMIT, "retention.remove")
@@ -151,7 +151,7 @@ def make(plain: Plain) -> None:
         plain.step("split")
         plain.step("articles")
     work.drop_fragments(work.splits_of(book.store, book.config, snapshot))
-    for name in ("tokens", "embeddings", "lexical_index", "chroma_collection"):
+    for name in STEPS[STEPS.index("tokens") : -1]:
         plain.step(name)
     if not is_published(book, snapshot):
         plain.step("published_index")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
+import msgspec
 import pytest
 
 from wiki_assets.defs import work
@@ -79,9 +80,8 @@ class Kept:
             self.plain.step("split")
             self.plain.step("articles")
             work.drop_fragments(work.splits_of(self.store, self.book.config, SNAPSHOT))
-        for name in ("tokens", "embeddings", "lexical_index", CHROMA):
+        for name in STEPS[STEPS.index("tokens") :]:
             self.plain.step(name)
-        self.plain.step("published_index")
 
     def stamps(self) -> dict[tuple[str, str], int]:
         """When each partition was made, as its manifest tells: by asset and partition."""
@@ -92,12 +92,12 @@ class Kept:
                 path = self.store.manifest_path("index" if build else artifact, shard, build)
                 if path.exists():
                     found[artifact, shard.partition_key] = path.stat().st_mtime_ns
-        raw = self.store.raw(SNAPSHOT) / "manifest.json"
-        if raw.exists():
-            found["raw_dump", SNAPSHOT.date] = raw.stat().st_mtime_ns
-        words = self.store.lexical(SNAPSHOT) / "manifest.json"
-        if words.exists():
-            found["lexical_index", SNAPSHOT.date] = words.stat().st_mtime_ns
+        store = self.store
+        of_date = {"raw_dump": store.raw, "lexical_index": store.lexical, "evaluation": store.evaluation}
+        for artifact, folder in of_date.items():
+            path = folder(SNAPSHOT) / "manifest.json"
+            if path.exists():
+                found[artifact, SNAPSHOT.date] = path.stat().st_mtime_ns
         return found
 
     def cells(self, artifact: str) -> set[tuple[str, str]]:
@@ -110,7 +110,8 @@ def make_kept(root: Path, mirror: str, *, shards: int = 4, until: str = "publish
     settings = Settings(root=str(root), mirror=mirror)
     store = Store(settings.root)
     store.fix_shard_count(SNAPSHOT.wiki, shards)
-    book = Cookbook(wiki_config(SNAPSHOT.wiki, settings, store), store)
+    config = msgspec.structs.replace(wiki_config(SNAPSHOT.wiki, settings, store), own_questions=0)
+    book = Cookbook(config, store)
     kept = Kept(Plain(book, settings, SNAPSHOT, run="kept"), mirror)
     fetch_snapshot(SNAPSHOT, DumpMirror(base_url=mirror), store, lambda line: None)
     for name in STEPS:

@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 
 from wiki_assets.defs import work
+from wiki_assets.defs.evaluation import evaluation_recipe, made_evaluation, make_evaluation
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.lexical import LexicalWork, lexical_recipe, made_lexical, make_lexical
 from wiki_assets.defs.publish import examine, publish, refuse
@@ -25,7 +26,7 @@ from wiki_assets.settings import Settings
 from wiki_assets_tests.bench.dumps import fill_store, thinned, tiny_dump
 
 PARQUET_STEPS = ("split", "articles", "tokens", "embeddings")
-STEPS = (*PARQUET_STEPS, "lexical_index", "chroma_collection", "published_index")
+STEPS = (*PARQUET_STEPS, "lexical_index", "chroma_collection", "evaluation", "published_index")
 N_PAGES = 12
 
 
@@ -82,6 +83,8 @@ class Plain:
             if name == "split":
                 todo = [s for s in self._splits() if not ((made := s.made()) and s.has_fragments(made))]
                 return len([work.split_dump_file(split) for split in todo])
+            if name == "evaluation":
+                return self._evaluate()
             if name == "published_index":
                 return self._publish()
             if name == "lexical_index":
@@ -111,6 +114,12 @@ class Plain:
             return 0
         recipe = lexical_recipe(self.book, self.snapshot)
         make_lexical(LexicalWork(recipe, self.book.shards(self.snapshot), self.book.store, self.run))
+        return 1
+
+    def _evaluate(self) -> int:
+        if made_evaluation(self.book, self.snapshot) is not None:
+            return 0
+        make_evaluation(evaluation_recipe(self.book, self.snapshot), self.book.store, self.settings, run=self.run)
         return 1
 
     def _publish(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
+import msgspec
 import pytest
 
 from wiki_assets.definitions import build
@@ -78,8 +79,6 @@ class Deployment:
 
     def with_config(self, **changes: object) -> "Deployment":
         """The same root and instance, with other settings of the wiki."""
-        import msgspec
-
         return replace(self, config=msgspec.structs.replace(self.config, **changes))
 
 
@@ -90,13 +89,14 @@ def deploy(tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     with ExitStack() as stack:
 
-        def make(shards: int = 4, wiki: str = "tinywiki") -> Deployment:
+        def make(shards: int = 4, wiki: str = "tinywiki", own_questions: int = 0) -> Deployment:
             monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
             settings = Settings.from_env(
                 {"WIKI_ASSETS_ROOT": str(tmp_path / "root"), "WIKI_ASSETS_MIRROR": mirror},
                 shards=shards,
             )
             instance = stack.enter_context(open_instance(settings))
-            return Deployment(settings, wiki_config(wiki, settings, Store(settings.root)), instance)
+            config = wiki_config(wiki, settings, Store(settings.root))
+            return Deployment(settings, msgspec.structs.replace(config, own_questions=own_questions), instance)
 
         yield make

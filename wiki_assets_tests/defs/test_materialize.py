@@ -39,6 +39,7 @@ def test_a_dump_becomes_an_index_that_answers_and_a_second_run_has_nothing_to_do
         "embeddings": 4,
         "lexical_index": 1,
         "chroma_collection": 4,
+        "evaluation": 1,
         "published_index": 1,
     }
     gate = examine(wiki.book, SNAPSHOT, wiki.settings)
@@ -144,7 +145,14 @@ def test_a_change_of_settings_remakes_what_it_touches_and_nothing_else(deploy: D
     wiki.materialize()
     other = wiki.with_config(passage_word_pieces=64)
     outcome = other.materialize()
-    made_again = {"tokens": 2, "embeddings": 2, "lexical_index": 1, "chroma_collection": 2, "published_index": 1}
+    made_again = {
+        "tokens": 2,
+        "embeddings": 2,
+        "lexical_index": 1,
+        "chroma_collection": 2,
+        "evaluation": 1,
+        "published_index": 1,
+    }
     assert outcome.made == made_again
     assert wiki.store.builds(SNAPSHOT) == [1, 2], "changed vectors go into another build"
     pointer = wiki.store.pointer("tinywiki") or {}
@@ -173,7 +181,9 @@ def test_a_collection_that_lost_a_row_is_not_published(deploy: Deploy, ray_clust
     assert wiki.store.pointer("tinywiki") is None
     with pytest.raises(NotPublished, match="nothing is published"):
         ask("Which animals spit?", wiki.settings)
-    assert wiki.materialize().made == {"chroma_collection": 2, "published_index": 1}, "another build takes its place"
+    assert wiki.materialize().made == {"chroma_collection": 2, "evaluation": 1, "published_index": 1}, (
+        "another build takes its place"
+    )
     assert (wiki.store.pointer("tinywiki") or {})["build"] == 2
 
 
@@ -183,7 +193,7 @@ def test_a_lost_collection_is_made_again_without_embedding_again(deploy: Deploy,
     shutil.rmtree(wiki.store.build(SNAPSHOT, 1) / "chroma")
     with pytest.raises(NotPublished, match="run wiki-assets materialize"):
         ask("Which animals spit?", wiki.settings)
-    assert wiki.materialize().made == {"chroma_collection": 2, "published_index": 1}
+    assert wiki.materialize().made == {"chroma_collection": 2, "evaluation": 1, "published_index": 1}
     assert ask("Which animals spit?", wiki.settings)
 
 

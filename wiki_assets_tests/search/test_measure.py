@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from wiki_assets.errors import BadRequest
+from wiki_assets.errors import BadRequest, DamagedArtifact
 from wiki_assets.resources.store import Store
 from wiki_assets.search.build import OpenBuild
-from wiki_assets.search.gate import examine_questions, keep_questions
+from wiki_assets.search.gate import keep_questions, kept_questions, recall_of
 from wiki_assets.search.measure import evaluate, questions_of_its_own
 from wiki_assets.settings import Settings
-from wiki_assets.stages.evaluation import Question, read_questions
+from wiki_assets.stages.evaluation import Question, markdown, read_questions, svg
 from wiki_assets_tests.tinywiki.build import HERE
 
 pytestmark = pytest.mark.chroma
@@ -58,24 +58,41 @@ def test_a_wiki_asks_itself_and_finds_its_sentences(build: OpenBuild, tinywiki: 
     assert report["sets"]["all"]["hybrid"]["passage"]["recall@10"] >= 0.9
 
 
-def test_kept_questions_open_the_gate_or_hold_it(copy: Callable[[], Settings]) -> None:
+def test_without_questions_nothing_is_opened_and_the_report_says_so(tinywiki: Settings) -> None:
+    pointer = Store(tinywiki.root).published("tinywiki") | {"collection": "no such", "lexical": {"folder": "nowhere"}}
+    report = evaluate(OpenBuild(pointer, tinywiki), [], store=Store(tinywiki.root))
+    assert (report["questions"], report["sets"]) == (0, {})
+    assert "0 questions" in markdown(report)
+    assert svg(report).startswith("<svg ")
+
+
+def test_kept_questions_come_back_as_they_were(copy: Callable[[], Settings]) -> None:
     settings = copy()
     store = Store(settings.root)
-    pointer = store.published("tinywiki")
-    passed, facts = examine_questions(store, pointer, settings)
-    assert (passed, facts["questions"]) == (True, 0)
+    assert kept_questions(store, "tinywiki") is None
     assert keep_questions(store, "tinywiki", QUESTIONS, None, 0.9) == 36
-    passed, facts = examine_questions(store, pointer, settings)
-    assert passed
-    assert (facts["questions"], facts["floor"]) == (36, 0.9)
-    wrong = {question.id: {999} for question in QUESTIONS}
-    keep_questions(store, "tinywiki", QUESTIONS, wrong, 0.5)
-    passed, facts = examine_questions(store, pointer, settings)
-    assert (passed, facts["recall@10"]) == (False, 0)
-    (Path(settings.root) / "tinywiki" / "eval" / "questions.jsonl").write_bytes(b"nothing of the kind")
-    passed, facts = examine_questions(store, pointer, settings)
-    assert not passed
-    assert "wiki-assets eval --gate again" in facts["found"]
+    kept = kept_questions(store, "tinywiki")
+    assert kept is not None
+    assert {q.id: q.question for q in kept.questions} == {q.id: q.question for q in QUESTIONS}
+    assert kept.qrels == {q.id: {q.page_id} for q in QUESTIONS}
+    assert kept.floor == 0.9
+    pointer = store.published("tinywiki")
+    assert (recall_of(pointer, kept, settings) or 0) >= 0.9
+    assert recall_of(pointer | {"collection": "no such"}, kept, settings) is None, "cannot be asked"
+    keep_questions(store, "tinywiki", QUESTIONS[:5], None, 0.9)
+    fewer = kept_questions(store, "tinywiki")
+    assert fewer is not None
+    assert fewer.sha256 != kept.sha256
+
+
+@pytest.mark.parametrize("spoilt", [b"nothing of the kind", b"[1]", b'{"id": "a"}', b"\xff"])
+def test_kept_questions_that_cannot_be_read_say_what_to_do(copy: Callable[[], Settings], spoilt: bytes) -> None:
+    settings = copy()
+    store = Store(settings.root)
+    keep_questions(store, "tinywiki", QUESTIONS, None, 0.9)
+    (Path(settings.root) / "tinywiki" / "eval" / "questions.jsonl").write_bytes(spoilt)
+    with pytest.raises(DamagedArtifact, match="wiki-assets eval --gate again"):
+        kept_questions(store, "tinywiki")
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])

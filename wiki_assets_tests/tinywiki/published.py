@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from wiki_assets.defs.evaluation import evaluation_recipe, make_evaluation
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.lexical import LexicalWork, lexical_recipe, made_lexical, make_lexical
 from wiki_assets.defs.publish import examine, publish
@@ -74,7 +77,8 @@ def publish_again(settings: Settings) -> dict[str, Any]:
 
 def _cookbook(settings: Settings) -> Cookbook:
     store = Store(settings.root)
-    return Cookbook(wiki_config(SNAPSHOT.wiki, settings, store), store, settings.chroma)
+    config = msgspec.structs.replace(wiki_config(SNAPSHOT.wiki, settings, store), own_questions=0)
+    return Cookbook(config, store, settings.chroma)
 
 
 def _index_and_publish(book: Cookbook, settings: Settings) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def _index_and_publish(book: Cookbook, settings: Settings) -> dict[str, Any]:
         assert not isinstance(result, Exception), f"{recipe.shard}: {result}"
     if made_lexical(book, SNAPSHOT) is None:
         make_lexical(LexicalWork(lexical_recipe(book, SNAPSHOT), book.shards(SNAPSHOT), book.store))
+    make_evaluation(evaluation_recipe(book, SNAPSHOT), book.store, settings)
     gate = examine(book, SNAPSHOT, settings)
     assert gate.passed, gate.reasons
     return publish(book, SNAPSHOT, gate)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from wiki_assets.defs.evaluation import evaluation_recipe
 from wiki_assets.defs.lexical import lexical_recipe
 from wiki_assets.defs.recipes import Blocked, Cookbook
 from wiki_assets.defs.upkeep.file_proofs import FileProofs
@@ -12,6 +13,8 @@ from wiki_assets.defs.upkeep.index_proofs import FILE_ARTIFACTS, IndexProofs
 from wiki_assets.defs.upkeep.proof import Evidence, Proof, State
 from wiki_assets.errors import BadRequest, WikiAssetsError
 from wiki_assets.keys import Snapshot
+
+_OF_DATE = {"lexical_index": lexical_recipe, "evaluation": evaluation_recipe}
 
 
 def snapshots_of(book: Cookbook) -> list[Snapshot]:
@@ -47,11 +50,11 @@ def gather(book: Cookbook, snapshot: Snapshot, *, index: bool = True) -> Evidenc
         reader = FileProofs(book, snapshot, pool)
         raw = reader.raw()
         cells = {artifact: reader.cells(artifact) for artifact in FILE_ARTIFACTS}
-        words = reader.words()
+        words, measured = reader.words(), reader.evaluation()
         reader.answer_for_splits(raw, cells["articles"])
     rows = IndexProofs(book, snapshot, cells, evidence)
     indexed = rows.cells(compare=index)
-    evidence.proofs = [raw, *(proof for proofs in cells.values() for proof in proofs), words, *indexed]
+    evidence.proofs = [raw, *(proof for proofs in cells.values() for proof in proofs), words, *indexed, measured]
     evidence.proofs.append(rows.published(indexed, compare=index))
     evidence.proofs = [_with_staleness(book, proof) for proof in evidence.proofs]
     evidence.unvouched = list(_unvouched(book, snapshot, cells))
@@ -60,16 +63,15 @@ def gather(book: Cookbook, snapshot: Snapshot, *, index: bool = True) -> Evidenc
 
 def _with_staleness(book: Cookbook, proof: Proof) -> Proof:
     """Whether today's recipe would make something else of the same inputs."""
-    if proof.artifact == "lexical_index" and proof.state is State.PROVEN and proof.manifest is not None:
-        try:
-            now = lexical_recipe(book, proof.snapshot).fingerprint
-        except (Blocked, WikiAssetsError):
-            return proof
-        return replace(proof, stale=now != proof.manifest.fingerprint)
-    if proof.state is not State.PROVEN or proof.shard is None or proof.manifest is None:
+    if proof.state is not State.PROVEN or proof.manifest is None:
         return proof
     try:
-        recipe = book.recipe(proof.artifact, proof.shard)
+        if proof.shard is not None:
+            recipe = book.recipe(proof.artifact, proof.shard)
+        elif of_date := _OF_DATE.get(proof.artifact):
+            recipe = of_date(book, proof.snapshot)
+        else:
+            return proof
     except (Blocked, WikiAssetsError):  # its input is not there, or the model is not on this machine
         return proof
     return replace(proof, stale=recipe.fingerprint != proof.manifest.fingerprint)

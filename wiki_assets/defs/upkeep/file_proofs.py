@@ -37,6 +37,12 @@ class FileProofs:
         blank = Proof("lexical_index", self._snapshot, self._snapshot.date, State.ABSENT)
         return self.prove(blank, path, at_once=self._pool.map)
 
+    def evaluation(self) -> Proof:
+        """What was measured."""
+        path = self._book.store.evaluation(self._snapshot) / "manifest.json"
+        blank = Proof("evaluation", self._snapshot, self._snapshot.date, State.ABSENT)
+        return self.prove(blank, path)
+
     def cells(self, artifact: str) -> list[Proof]:
         """Every shard of an artifact."""
         store = self._book.store

@@ -16,6 +16,7 @@ from dagster import AssetKey
 
 from wiki_assets.defs import provenance
 from wiki_assets.defs.checks import CHECKS
+from wiki_assets.defs.evaluation import evaluation_facts
 from wiki_assets.defs.lexical import lexical_facts
 from wiki_assets.defs.partitions import dates_name, grid
 from wiki_assets.defs.raw import raw_facts
@@ -28,7 +29,11 @@ from wiki_assets.files import Manifest
 from wiki_assets.keys import Shard
 from wiki_assets.resources.store import Store
 
-MADE_FROM = {"lexical_index": ("articles", "tokens"), "published_index": ("chroma_collection", "lexical_index")}
+MADE_FROM = {
+    "lexical_index": ("articles", "tokens"),
+    "evaluation": ("chroma_collection", "lexical_index"),
+    "published_index": ("evaluation",),
+}
 _PER_STATEMENT = 500  # partitions
 
 
@@ -104,6 +109,9 @@ def _event(instance: dg.DagsterInstance, config: WikiConfig, store: Store, proof
         raise ValueError(f"{proof.name}: a proven partition has a manifest")
     elif proof.artifact == "lexical_index":
         metadata = lexical_facts(manifest) | {"reused": True}
+        tags = _tags_of_date(instance, config, proof) | _own(manifest.data_version, manifest.code_version)
+    elif proof.artifact == "evaluation":
+        metadata = evaluation_facts(manifest, store) | {"reused": True}
         tags = _tags_of_date(instance, config, proof) | _own(manifest.data_version, manifest.code_version)
     elif proof.shard is None:
         metadata = raw_facts(manifest, str(store.raw(proof.snapshot)))
