@@ -165,21 +165,19 @@ def _asked(recipe: EvaluationRecipe, store: Store, settings: Settings, say: Call
 
 def evaluation_facts(manifest: Manifest, store: Store) -> dict[str, Any]:
     """What Dagster shows of an evaluation: the hybrid search's measures by name, the others' in the table."""
-    snapshot = Snapshot(manifest.wiki, manifest.snapshot)
-    hybrid = manifest.counts["measures"].get("hybrid", {})
+    folder = store.evaluation(Snapshot(manifest.wiki, manifest.snapshot))
     facts: dict[str, Any] = {
-        f"{level}_{name}": value for level, found in hybrid.items() for name, value in found.items() if name != "n"
-    }
-    facts |= {f"latency_{name}_ms": value for name, value in manifest.stats["latency_ms"].get("hybrid", {}).items()}
-    facts |= {name: value for name, value in manifest.counts.items() if name != "measures"}
-    table = (store.evaluation(snapshot) / "report.md").read_text("utf-8")
-    return {
-        **facts,
+        "report": dg.MetadataValue.md((folder / "report.md").read_text("utf-8")),
         "collection": manifest.params["collection"],
+        **{name: value for name, value in manifest.counts.items() if name != "measures"},
+    }
+    for level, found in manifest.counts["measures"].get("hybrid", {}).items():
+        facts |= {f"{level}_{name}": round(value, 4) for name, value in found.items() if name != "n"}
+    facts |= {f"latency_{name}_ms": value for name, value in manifest.stats["latency_ms"].get("hybrid", {}).items()}
+    return facts | {
         "seconds": manifest.stats["seconds"],
         "fingerprint": manifest.fingerprint,
-        "report": dg.MetadataValue.md(table),
-        "path": dg.MetadataValue.path(store.name(store.evaluation(snapshot))),
+        "path": dg.MetadataValue.path(store.name(folder)),
     }
 
 

@@ -87,6 +87,8 @@ def kept_questions(store: Store, wiki: str) -> Kept | None:
     try:
         data = path.read_bytes()
         lines = [msgspec.json.decode(line) for line in data.splitlines()]
+        if not lines:
+            raise ValueError("none is left")
         questions = [Question(line["id"], line["question"]) for line in lines]
         qrels = {line["id"]: set(line["pages"]) for line in lines}
         return Kept(questions, qrels, float(gate["recall@10"]), hashlib.sha256(data).hexdigest())

@@ -85,7 +85,7 @@ def test_kept_questions_come_back_as_they_were(copy: Callable[[], Settings]) -> 
     assert fewer.sha256 != kept.sha256
 
 
-@pytest.mark.parametrize("spoilt", [b"nothing of the kind", b"[1]", b'{"id": "a"}', b"\xff"])
+@pytest.mark.parametrize("spoilt", [b"", b"nothing of the kind", b"[1]", b'{"id": "a"}', b"\xff"])
 def test_kept_questions_that_cannot_be_read_say_what_to_do(copy: Callable[[], Settings], spoilt: bytes) -> None:
     settings = copy()
     store = Store(settings.root)
