@@ -108,6 +108,23 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             op_tags=step_pod(name),
         )
 
+    def of_date(name: str, *deps: Any, pool: str, kinds: set[str], about: str, when: Any = WHEN_ALL_IS_THERE) -> Any:
+        """What assets of a whole snapshot have in common."""
+        return dg.asset(
+            key=key(name),
+            deps=deps,
+            description=about,
+            partitions_def=parts.dates,
+            code_version=code_version(name, config),
+            group_name=wiki,
+            kinds=kinds,
+            pool=pool,
+            op_tags=step_pod(name),
+            backfill_policy=dg.BackfillPolicy.multi_run(1),
+            retry_policy=RETRY,
+            automation_condition=when,
+        )
+
     def book(store: Store, settings: Settings) -> Cookbook:
         require_shard_count(config, settings, store)
         return Cookbook(config, store, settings.chroma)
@@ -115,18 +132,12 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
     def works(recipes: Sequence[Recipe], store: Store, settings: Settings, run: str) -> list[work.Work]:
         return [work.Work(recipe, config, store, settings, run) for recipe in recipes]
 
-    @dg.asset(
-        key=key("raw_dump"),
-        partitions_def=parts.dates,
-        code_version=code_version("raw_dump", config),
-        group_name=wiki,
-        kinds={"download"},
+    @of_date(
+        "raw_dump",
         pool="mirror",
-        op_tags=step_pod("raw_dump"),
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
-        retry_policy=RETRY,
-        description="The dump files as published, byte for byte, and their manifest.",
-        automation_condition=WHEN_REGISTERED,
+        kinds={"download"},
+        about="The dump files as published, byte for byte, and their manifest.",
+        when=WHEN_REGISTERED,
     )
     def raw_dump(
         context: dg.AssetExecutionContext,
@@ -247,19 +258,12 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
         with one_line_errors():
             yield from each_shard(context, "chroma_collection", cookbook, make)
 
-    @dg.asset(
-        key=key("lexical_index"),
-        deps=[dg.AssetDep(key(name), partition_mapping=parts.by_date) for name in ("articles", "tokens")],
-        partitions_def=parts.dates,
-        code_version=code_version("lexical_index", config),
-        group_name=wiki,
-        kinds={"ray", "rust"},
+    @of_date(
+        "lexical_index",
+        *(dg.AssetDep(key(name), partition_mapping=parts.by_date) for name in ("articles", "tokens")),
         pool="cpu",
-        op_tags=step_pod("lexical_index"),
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
-        retry_policy=RETRY,
-        description="Every passage of the snapshot in one BM25 index, with the titles and redirects of its page.",
-        automation_condition=WHEN_ALL_IS_THERE,
+        kinds={"ray", "rust"},
+        about="Every passage of the snapshot in one BM25 index, with the titles and redirects of its page.",
     )
     def lexical_index(
         context: dg.AssetExecutionContext,
@@ -288,19 +292,13 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
             data_version=dg.DataVersion(manifest.data_version), metadata=lexical_facts(manifest) | {"reused": reused}
         )
 
-    @dg.asset(
-        key=key("evaluation"),
-        deps=[dg.AssetDep(key("chroma_collection"), partition_mapping=parts.by_date), key("lexical_index")],
-        partitions_def=parts.dates,
-        code_version=code_version("evaluation", config),
-        group_name=wiki,
-        kinds={"chroma"},
+    @of_date(
+        "evaluation",
+        dg.AssetDep(key("chroma_collection"), partition_mapping=parts.by_date),
+        key("lexical_index"),
         pool="chroma",
-        op_tags=step_pod("evaluation"),
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
-        retry_policy=RETRY,
-        description="How often the right page and passage come first: the questions that the wiki keeps, or its own.",
-        automation_condition=WHEN_ALL_IS_THERE,
+        kinds={"chroma"},
+        about="How often the right page and passage come first: the questions that the wiki keeps, or its own.",
     )
     def evaluation(
         context: dg.AssetExecutionContext, store: dg.ResourceParam[Store], settings: dg.ResourceParam[Settings]

@@ -19,7 +19,7 @@ import dagster as dg
 
 from wiki_assets.claims import claim
 from wiki_assets.defs.pointer import draft
-from wiki_assets.defs.recipes import Blocked, Cookbook, code_version
+from wiki_assets.defs.recipes import Blocked, Cookbook, SnapshotRecipe, code_version
 from wiki_assets.errors import WikiAssetsError
 from wiki_assets.files import FileRecord, Manifest, fingerprint, whole_file
 from wiki_assets.keys import Snapshot
@@ -38,20 +38,11 @@ _EXACT_UP_TO = 1_000_000  # in at most so many vectors: every one is read
 
 
 @dataclass(frozen=True)
-class EvaluationRecipe:
+class EvaluationRecipe(SnapshotRecipe):
     """What a snapshot's evaluation would be made from now. `pointer` names the build, as `published.json` will."""
 
-    snapshot: Snapshot
     pointer: dict[str, Any]
     kept: Kept | None
-    code_version: str
-    params: dict[str, Any]
-    inputs: dict[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of inputs, code version and parameters."""
-        return fingerprint(self.code_version, self.params, self.inputs)
 
 
 def evaluation_recipe(book: Cookbook, snapshot: Snapshot) -> EvaluationRecipe:
@@ -85,7 +76,7 @@ def evaluation_recipe(book: Cookbook, snapshot: Snapshot) -> EvaluationRecipe:
         inputs["questions"] = kept.sha256
     else:
         params["own_questions"] = book.config.own_questions
-    return EvaluationRecipe(snapshot, pointer, kept, code_version(ARTIFACT, book.config), params, inputs)
+    return EvaluationRecipe(ARTIFACT, snapshot, code_version(ARTIFACT, book.config), params, inputs, pointer, kept)
 
 
 def made_evaluation(book: Cookbook, snapshot: Snapshot) -> Manifest | None:
@@ -129,22 +120,11 @@ def make_evaluation(
     counts = {"questions": report["questions"], "source": report["source"], "measures": measures}
     if "ann" in report:
         counts["ann_recall@10"] = report["ann"]["recall@10"]
-    manifest = Manifest(
-        artifact=ARTIFACT,
-        wiki=recipe.snapshot.wiki,
-        snapshot=recipe.snapshot.date,
-        fingerprint=recipe.fingerprint,
-        code_version=recipe.code_version,
-        params=recipe.params,
-        inputs=recipe.inputs,
-        files=records,
-        counts=counts,
-        stats={
-            "seconds": round(time.perf_counter() - started, 3),
-            "latency_ms": {mode: found["latency_ms"] for mode, found in by_mode.items()},
-        },
-    )
-    return mine.commit(manifest)
+    stats = {
+        "seconds": round(time.perf_counter() - started, 3),
+        "latency_ms": {mode: found["latency_ms"] for mode, found in by_mode.items()},
+    }
+    return mine.commit(recipe.manifest(records, counts, stats))
 
 
 def _asked(recipe: EvaluationRecipe, store: Store, settings: Settings, say: Callable[[str], object]) -> dict[str, Any]:

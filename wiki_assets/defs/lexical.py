@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import pyarrow.parquet as pq
 from upath import UPath
 
 from wiki_assets.claims import claim
-from wiki_assets.defs.recipes import Blocked, Cookbook, code_version
+from wiki_assets.defs.recipes import Blocked, Cookbook, SnapshotRecipe, code_version
 from wiki_assets.errors import LedgerBroken, WikiAssetsError
 from wiki_assets.files import FileRecord, Manifest, fingerprint, is_local, local_path, names_in, whole_file, write_json
 from wiki_assets.keys import Shard, Snapshot
@@ -40,19 +41,10 @@ _SCRATCH = "wiki_assets-lexical-"
 
 
 @dataclass(frozen=True)
-class LexicalRecipe:
+class LexicalRecipe(SnapshotRecipe):
     """What a snapshot's index would be made from now. `passages` is how many it must hold."""
 
-    snapshot: Snapshot
-    code_version: str
-    params: dict[str, Any]
-    inputs: dict[str, str]
     passages: int
-
-    @property
-    def fingerprint(self) -> str:
-        """Of inputs, code version and parameters."""
-        return fingerprint(self.code_version, self.params, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ def lexical_recipe(book: Cookbook, snapshot: Snapshot) -> LexicalRecipe:
             passages += int(manifest.counts.get("passages", 0)) if artifact == "tokens" else 0
     inputs = {artifact: fingerprint(seen) for artifact, seen in versions.items()}
     params = {"language": language_of(snapshot.wiki)}
-    return LexicalRecipe(snapshot, code_version(ARTIFACT, book.config), params, inputs, passages)
+    return LexicalRecipe(ARTIFACT, snapshot, code_version(ARTIFACT, book.config), params, inputs, passages)
 
 
 def made_lexical(book: Cookbook, snapshot: Snapshot) -> Manifest | None:
@@ -131,20 +123,7 @@ def make_lexical(work: LexicalWork) -> Manifest:
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "threads": work.threads,
     }
-    manifest = Manifest(
-        artifact=ARTIFACT,
-        wiki=recipe.snapshot.wiki,
-        snapshot=recipe.snapshot.date,
-        fingerprint=recipe.fingerprint,
-        code_version=recipe.code_version,
-        params=recipe.params,
-        inputs=recipe.inputs,
-        files=records,
-        counts=counts,
-        stats=stats,
-        claim=mine.number,
-        run=work.run,
-    )
+    manifest = msgspec.structs.replace(recipe.manifest(records, counts, stats), claim=mine.number, run=work.run)
     write_json(target / "manifest.json", manifest)
     return mine.commit(manifest)
 

@@ -63,12 +63,10 @@ def params(artifact: str, config: WikiConfig) -> dict[str, Any]:
     return {"hnsw": index.HNSW, "model_sha256": model.sha256, "dim": model.dim}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What one artifact of one shard would be made from now."""
+class _Recipe:
+    """What recipes of shards and of snapshots have in common."""
 
     artifact: str
-    shard: Shard
     code_version: str
     params: dict[str, Any]
     inputs: dict[str, str]
@@ -78,14 +76,19 @@ class Recipe:
         """Of inputs, code version and parameters."""
         return fingerprint(self.code_version, self.params, self.inputs)
 
-    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
-        """The manifest that vouches for the result."""
-        snapshot = self.shard.snapshot
+    def _manifest(
+        self,
+        snapshot: Snapshot,
+        shard: int | None,
+        files: dict[str, FileRecord],
+        counts: dict[str, Any],
+        stats: dict[str, Any],
+    ) -> Manifest:
         return Manifest(
             artifact=self.artifact,
             wiki=snapshot.wiki,
             snapshot=snapshot.date,
-            shard=self.shard.number,
+            shard=shard,
             fingerprint=self.fingerprint,
             code_version=self.code_version,
             params=self.params,
@@ -94,6 +97,36 @@ class Recipe:
             counts=counts,
             stats=stats,
         )
+
+
+@dataclass(frozen=True)
+class SnapshotRecipe(_Recipe):
+    """What one artifact of a whole snapshot would be made from now."""
+
+    artifact: str
+    snapshot: Snapshot
+    code_version: str
+    params: dict[str, Any]
+    inputs: dict[str, str]
+
+    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
+        """The manifest that vouches for the result."""
+        return self._manifest(self.snapshot, None, files, counts, stats)
+
+
+@dataclass(frozen=True)
+class Recipe(_Recipe):
+    """What one artifact of one shard would be made from now."""
+
+    artifact: str
+    shard: Shard
+    code_version: str
+    params: dict[str, Any]
+    inputs: dict[str, str]
+
+    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
+        """The manifest that vouches for the result."""
+        return self._manifest(self.shard.snapshot, self.shard.number, files, counts, stats)
 
     def metadata(self, config: WikiConfig) -> dict[str, str]:
         """What the Parquet file says of itself."""
