@@ -30,7 +30,7 @@ from wiki_assets.defs.evaluation import (
     made_evaluation,
     make_evaluation,
 )
-from wiki_assets.defs.failures import message_of, one_line_errors
+from wiki_assets.defs.failures import may_pass, message_of, one_line_errors
 from wiki_assets.defs.indexing import index_shards
 from wiki_assets.defs.lexical import (
     MAX_THREADS,
@@ -283,7 +283,7 @@ def wiki_assets(config: WikiConfig) -> list[dg.AssetsDefinition]:
                 limit = task.deadline_s(settings)
                 for _, made in fan_out(make_lexical, [(task, (task,))], num_cpus=threads, deadline_s=limit):
                     if isinstance(made, Exception):
-                        raise made
+                        raise dg.Failure(f"{task}: {message_of(made)}", allow_retries=may_pass(made)) from made
                     manifest = made
                     counts, seconds = made.counts, made.stats["seconds"]
                     say(context, f"{snapshot} lexical_index: {counts['documents']:,} passages in {seconds} s")

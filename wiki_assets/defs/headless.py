@@ -24,6 +24,7 @@ from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
 
 NEEDS_RAY = ("articles", "tokens", "embeddings", "lexical_index")
+_WRAPPERS = ("RetryRequestedFromPolicy", "DagsterExecutionStepExecutionError")  # around what a step has raised
 Build = Callable[..., dg.Definitions]
 
 
@@ -155,8 +156,11 @@ def _failures(result: dg.ExecuteInProcessResult, stage: str) -> Iterator[str]:
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
+            error = data.error
+            if error and error.cause and error.cls_name in _WRAPPERS:
+                error = error.cause
             text = (data.user_failure_data.description if data.user_failure_data else None) or (
-                data.error.message if data.error else ""
+                error.message if error else ""
             )
             yield f"{stage}: {(text or 'failed').strip().splitlines()[0]}"
             return
