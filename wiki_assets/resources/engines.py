@@ -76,7 +76,12 @@ class OpenVinoEngine:
         compiled = core.compile_model(
             str(converted / "model.xml"),
             "CPU",
-            {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1},
+            {
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": precision,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,  # every worker of a machine would be pinned to its first CPU
+            },
         )
         self._request = compiled.create_infer_request()
         self._output = compiled.output(0)

@@ -1,13 +1,15 @@
-"""Questions of several clients through the model as one batch.
+"""Questions of several clients as one batch.
 
-One thread has the model. While it computes, questions gather; what has gathered is the next batch. So nobody waits
-for company: a question that is alone goes through alone, and a crowd shares each pass.
+While one batch is answered, questions gather; what has gathered is the next batch. So nobody waits for company: a
+question that is alone goes through alone, and a crowd shares each pass.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,86 @@ from wiki_assets.stages.embeddings import Encoder
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+A = TypeVar("A")
+R = TypeVar("R")
+
+
+class Gathered(Generic[A, R]):
+    """One function for any number of threads, which is called with what they ask together.
+
+    There is no thread beside theirs: while some are at work, the others wait, and the first of them then answers for
+    those behind it too. Where that fails, each asks again for itself, so that a bad question costs only itself.
+
+    Args:
+        function: gives the answers to several questions, in their order; a generator's are handed on one by one.
+        at_once: how many calls may run at the same time.
+        most: questions of one call.
+    """
+
+    def __init__(self, function: Callable[[list[A]], Iterable[R]], *, at_once: int, most: int) -> None:
+        self._function = function
+        self._most = most
+        self._free = at_once
+        self._waiting: deque[_Waiting[A, R]] = deque()
+        self._lock = threading.Lock()
+
+    def __call__(self, asked: A) -> R:
+        """The answer to one question; raises what the function raises for it."""
+        mine = _Waiting[A, R](asked)
+        with self._lock:
+            self._waiting.append(mine)
+            if self._free:
+                self._free -= 1
+                self._pass_on()
+        return mine.answer.result()()
+
+    def _pass_on(self) -> None:
+        """Give the turn to who has waited longest."""
+        batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        if batch:
+            batch[0].answer.set_result(partial(self._lead, batch))
+        else:
+            self._free += 1
+
+    def _lead(self, batch: "list[_Waiting[A, R]]") -> R:
+        """Answer a batch, the first of which is our own question."""
+        ours: list[R] = []
+        others = deque(batch[1:])
+        try:
+            for answer in self._function([each.asked for each in batch]):
+                if not ours:
+                    ours.append(answer)
+                else:
+                    others.popleft().answer.set_result(partial(_as_it_is, answer))
+        except BaseException:  # a panic of a native library is no Exception
+            if not ours and not others:
+                raise
+        finally:
+            with self._lock:
+                self._pass_on()
+            for each in others:
+                each.answer.set_result(partial(self._alone, each.asked))
+        return ours[0] if ours else self._alone(batch[0].asked)
+
+    def _alone(self, asked: A) -> R:
+        (answer,) = self._function([asked])
+        return answer
+
+
+class _Waiting(Generic[A, R]):
+    """A question, and, once it is known, what its thread is to do for the answer."""
+
+    def __init__(self, asked: A) -> None:
+        self.asked = asked
+        self.answer: Future[Callable[[], R]] = Future()
+
+
+def _as_it_is(answer: R) -> R:
+    return answer
 
 
 class SharedEncoder:
-    """An encoder that any number of threads may call at the same time.
+    """An encoder that any number of threads may call at the same time. One thread has the model.
 
     Args:
         load: gives the encoder; called in the thread that will use it.

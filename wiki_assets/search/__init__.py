@@ -5,12 +5,13 @@ pointer from one question to the next. Any number of threads may ask it at the s
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,22 @@ class _Wiki:
     retry_at: float = 0.0
 
 
+class _Known(NamedTuple):
+    """What we know of a pointer."""
+
+    pointer: dict[str, Any]
+    read_at: float
+    path: str = ""  # of its file; none in an object store
+    edition: tuple[int, ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is the one that was read; in an object store, whether that was a few seconds ago at most."""
+        if not self.path:
+            return time.monotonic() - self.read_at <= _REMOTE_POINTER_S
+        return self.edition != () and self.edition == _edition(self.path)
+
+
 class Searcher:
     """Answers questions of any published wiki under one root.
 
@@ -60,7 +77,7 @@ class Searcher:
         self._lock = threading.Lock()
         self._wikis: dict[str, _Wiki] = {}
         self._users: dict[OpenBuild, int] = {}
-        self._known: dict[str | None, tuple[float, dict[str, Any]]] = {}
+        self._known: dict[str | None, _Known] = {}
         self._closed = False
 
     def wikis(self) -> list[dict[str, Any]]:
@@ -156,12 +173,15 @@ class Searcher:
 
     def _pointer(self, wiki: str | None) -> dict[str, Any]:
         """What is published; from an object store, as it was a few seconds ago at most."""
-        if self._local:
-            return self._store.published(wiki)
-        now = time.monotonic()
-        if wiki not in self._known or now - self._known[wiki][0] > _REMOTE_POINTER_S:
-            self._known[wiki] = now, self._store.published(wiki)
-        return self._known[wiki][1]
+        known = self._known.get(wiki)
+        if known is not None and known.is_current:
+            return known.pointer
+        if self._local and wiki is None:
+            return self._store.published(None)
+        path = str(self._store.pointer_path(wiki)) if self._local and wiki else ""
+        now, edition = time.monotonic(), _edition(path)  # before it is read, so that it is never newer than what is
+        known = self._known[wiki] = _Known(self._store.published(wiki), now, path, edition)
+        return known.pointer
 
     def _pinned(self, pointer: dict[str, Any]) -> OpenBuild:
         """The build of a pointer, opened if need be, with one more user. While one thread opens a newer build, the
@@ -223,6 +243,15 @@ class Searcher:
             build.close()
         if finished:
             self._questioners.close()
+
+
+def _edition(path: str) -> tuple[int, ...]:
+    """What a file has that another in its place, or another content, has not; nothing, where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _answer(build: OpenBuild, hits: list[Hit], mode: Mode, started: float, note: str = "") -> Answer:

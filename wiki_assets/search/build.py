@@ -1,10 +1,11 @@
 """One published build, open for questions: its vectors, its words, and the two together."""
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from wiki_assets.resources.chroma import open_store, published_collection
 from wiki_assets.resources.local_copy import local_copy
 from wiki_assets.resources.models import find_model
 from wiki_assets.resources.pins import pinned
+from wiki_assets.resources.sharing import Gathered
 from wiki_assets.resources.store import Store
 from wiki_assets.search.answers import Article, Mode
 from wiki_assets.search.pages import Pages
@@ -24,8 +26,8 @@ from wiki_assets.search.questioner import Questioner, Questioners
 from wiki_assets.settings import Settings
 from wiki_assets.stages.addresses import permalink
 from wiki_assets.stages.fusion import WEIGHTS, Fused, Weights, best_of_each_page, fuse
-from wiki_assets.stages.index import Hit, Row, nearest_passages, stored_rows
-from wiki_assets.stages.lexical import Filters, LexicalIndex, page_of
+from wiki_assets.stages.index import Hit, Row, nearest_passages, nearest_to_each, stored_rows
+from wiki_assets.stages.lexical import Filters, LexicalIndex, Match, page_of
 
 if TYPE_CHECKING:
     from chromadb import Collection
@@ -33,7 +35,30 @@ if TYPE_CHECKING:
 _DEEPEST = 4_000  # passages asked of a leg, however many pages are wanted
 _FEW = 5_000  # passages that pass the filters and are named to Chroma; of more, the nearest are looked through
 _LOOKED_THROUGH = 1_000
+_TOGETHER = 8  # questions of one batch: each waits for all of them
 _PAGE_VECTORS = 64  # of a page, when others like it are looked for
+
+
+class _Asked(NamedTuple):
+    """A question to a build."""
+
+    question: str
+    k: int
+    mode: Mode
+    filters: Filters | None
+    group: bool
+    vector: NDArray[np.float32] | None
+    weights: Weights
+
+    @property
+    def depth(self) -> int:
+        """How many passages each leg is asked for."""
+        return min(max(self.weights.depth, self.k * (4 if self.group else 1)), _DEEPEST)
+
+    @property
+    def is_common(self) -> bool:
+        """Whether it takes no longer than most, so that others can be asked with it."""
+        return self.mode != "lexical" and not self.filters and self.depth == WEIGHTS.depth
 
 
 class OpenBuild:
@@ -57,6 +82,7 @@ class OpenBuild:
         self._stack = ExitStack()
         self._stack.enter_context(pinned(self._store.build(self.snapshot, pointer["build"])))
         self._parts: dict[str, Any] = {}
+        self._together = Gathered(self._answers, at_once=os.cpu_count() or 1, most=_TOGETHER)
 
     def close(self) -> None:
         """Let go of the store."""
@@ -147,24 +173,30 @@ class OpenBuild:
             weights: how the legs are mixed.
         """
         mode, note = self._possible(mode, filters)
-        depth = min(max(weights.depth, k * (4 if group else 1)), _DEEPEST)
+        asked = _Asked(question, k, mode, filters, group, vector, weights)
+        hits = self._together(asked) if asked.is_common else next(self._answers([asked]))
+        return hits, mode, note
+
+    def _answers(self, asked: Sequence["_Asked"]) -> Iterator[list[Hit]]:
+        """The hits of each question, in their order: of one alone, or of several common ones, as one batch through the
+        model and the vectors."""
         lexical = self.lexical
-        near: list[tuple[str, float]] = []
-        worded: list[tuple[str, float]] = []
-        if mode != "lexical":
-            asked = self.questioner.vectors([question])[0] if vector is None else vector
-            near = self._nearest(asked, depth, filters)
-        if mode != "dense" and lexical is not None:
-            worded = [(match.passage_id, match.score) for match in lexical.search(question, depth, filters)]
-        if mode == "hybrid":
-            possible = lexical.possible(question) if lexical is not None else None
-            ranking = fuse(near, worded, page_of, weights, possible=possible)
-        else:
-            ranking = [
-                Fused(name, score, *((rank, None) if mode == "dense" else (None, rank)))
-                for rank, (name, score) in enumerate(near or worded, 1)
-            ]
-        return self._hits(ranking, k, dict(near), group=group), mode, note
+        nearest = iter(self._nearest([one for one in asked if one.mode != "lexical"]))
+        for one in asked:
+            near = next(nearest) if one.mode != "lexical" else []
+            matches: list[Match] = []
+            if one.mode != "dense" and lexical is not None:
+                matches = lexical.search(one.question, one.depth, one.filters)
+            worded = [(match.passage_id, match.score) for match in matches]
+            if one.mode == "hybrid":
+                possible = lexical.possible(one.question) if lexical is not None else None
+                ranking = fuse(near, worded, page_of, one.weights, possible=possible)
+            else:
+                ranking = [
+                    Fused(name, score, *((rank, None) if one.mode == "dense" else (None, rank)))
+                    for rank, (name, score) in enumerate(near or worded, 1)
+                ]
+            yield self._hits(ranking, one.k, dict(near), matches, group=one.group)
 
     def similar(self, page_id: int, k: int) -> list[Hit]:
         """The best passage of each of the k pages that are nearest to the middle of a page's vectors.
@@ -186,7 +218,7 @@ class OpenBuild:
         near = nearest_passages(self.collection, middle, min(max(WEIGHTS.depth, 4 * k) + len(found), _DEEPEST))
         others = [(name, score) for name, score in near if page_of(name) != page_id]
         ranking = [Fused(name, score, rank, None) for rank, (name, score) in enumerate(others, 1)]
-        return self._hits(ranking, k, dict(near), group=True)
+        return self._hits(ranking, k, dict(near), (), group=True)
 
     def article(self, *, page_id: int | None = None, title: str | None = None) -> Article:
         """A page by its id, its title or a redirect's title.
@@ -228,7 +260,18 @@ class OpenBuild:
             raise NotPublished(f"{self.pointer['collection']} was published without a lexical index: {remedy}")
         return "dense", f"without its words: {self.pointer['collection']} has no lexical index yet; {remedy}"
 
-    def _nearest(self, vector: NDArray[np.float32], depth: int, filters: Filters | None) -> list[tuple[str, float]]:
+    def _nearest(self, asked: Sequence["_Asked"]) -> list[list[tuple[str, float]]]:
+        """The passages nearest to each question."""
+        if not asked:
+            return []
+        unknown = [one.question for one in asked if one.vector is None]
+        made = iter(self.questioner.remembered(unknown)) if unknown else iter(())
+        vectors = [next(made) if one.vector is None else one.vector for one in asked]
+        if len(asked) == 1:
+            return [self._nearest_of(vectors[0], asked[0].depth, asked[0].filters)]
+        return nearest_to_each(self.collection, vectors, WEIGHTS.depth)
+
+    def _nearest_of(self, vector: NDArray[np.float32], depth: int, filters: Filters | None) -> list[tuple[str, float]]:
         nearest = partial(nearest_passages, self.collection, vector)
         lexical = self.lexical
         if not filters or lexical is None:
@@ -240,9 +283,11 @@ class OpenBuild:
         passing = lexical.passing((page_of(name) for name, _ in near), filters)
         return [(name, score) for name, score in near if page_of(name) in passing][:depth]
 
-    def _hits(self, ranking: Sequence[Fused], k: int, near: dict[str, float], *, group: bool) -> list[Hit]:
+    def _hits(
+        self, ranking: Sequence[Fused], k: int, near: Mapping[str, float], matches: Sequence[Match], *, group: bool
+    ) -> list[Hit]:
         best = best_of_each_page(ranking, page_of, k) if group else ranking[:k]
-        rows = self._rows([fused.passage_id for fused in best])
+        rows = self._rows([fused.passage_id for fused in best], matches)
         return [
             Hit(
                 rank=rank,
@@ -264,15 +309,21 @@ class OpenBuild:
             for rank, (fused, row) in enumerate(((f, rows[f.passage_id]) for f in best), 1)
         ]
 
-    def _rows(self, ids: Sequence[str]) -> dict[str, Row]:
+    def _rows(self, ids: Sequence[str], matches: Sequence[Match]) -> dict[str, Row]:
         """What is shown of some passages.
+
+        Args:
+            ids: which.
+            matches: where the lexical index has found some of them.
 
         Raises:
             DamagedArtifact: if one of them is nowhere.
         """
         rows: dict[str, Row] = {}
         if self.lexical is not None:
-            found = self.lexical.find(ids)
+            at = {match.passage_id: match for match in matches}
+            found = {name: at[name] for name in ids if name in at}
+            found |= self.lexical.find(name for name in ids if name not in at)
             rows = dict(zip(found, self.lexical.rows(list(found.values())), strict=True))
         if rest := [name for name in ids if name not in rows]:
             rows |= stored_rows(self.collection, rest)

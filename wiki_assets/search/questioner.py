@@ -1,8 +1,8 @@
 """Questions to vectors."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,27 @@ class Questioner:
         self.model = model
         self.encoder = encoder
         self._tokenizer = WordPieceTokenizer(model.tokenizer_file, max_pieces=model.max_pieces)
-        self._one = lru_cache(_REMEMBERED)(lambda question: self.fresh([question]))
+        self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """float32 [n, dim] of unit length. Of a question longer than the model reads, its beginning."""
-        return self._one(questions[0]).copy() if len(questions) == 1 else self.fresh(questions)
+        return self.remembered(questions) if len(questions) == 1 else self.fresh(questions)
+
+    def remembered(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """The same; those that were asked lately are not computed again."""
+        with self._lock:
+            found = {question: self._known[question] for question in questions if question in self._known}
+        fresh = [question for question in dict.fromkeys(questions) if question not in found]
+        if fresh:
+            found |= {question: row.copy() for question, row in zip(fresh, self.fresh(fresh), strict=True)}
+        with self._lock:
+            for question in found:
+                self._known[question] = found[question]
+                self._known.move_to_end(question)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return np.stack([found[question] for question in questions])
 
     def fresh(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """The same, computed now."""

@@ -52,13 +52,13 @@ class Limits:
     body_s: float = 10.0  # to send the body
     request_s: float = 20.0  # from the end of the body to the end of the answer
     connections: int = 1_000
-    workers: int = 0  # searches at the same time; 0 = four a CPU, for most of them wait for the model together
+    workers: int = 0  # searches at the same time; 0 = eight a CPU, for most of them are one batch
     waiting: int = 256  # searches that wait for a worker
 
     @property
     def threads(self) -> int:
         """Searches that run at the same time."""
-        return self.workers or 4 * (os.cpu_count() or 1)
+        return self.workers or 8 * (os.cpu_count() or 1)
 
 
 class Overloaded(Exception):

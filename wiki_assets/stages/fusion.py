@@ -13,6 +13,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
+
+import msgspec
 
 Leg = Sequence[tuple[str, float]]  # passage ids and scores, best first
 
@@ -29,8 +32,7 @@ class Weights:
 WEIGHTS = Weights()
 
 
-@dataclass(frozen=True)
-class Fused:
+class Fused(msgspec.Struct, frozen=True):
     """A passage in the mixed ranking, and its rank in each leg, from 1; None where the leg did not return it."""
 
     passage_id: str
@@ -62,15 +64,18 @@ def fuse(
     """
     near, worded = _share_of_best(dense), _share_of_best(lexical, possible)
     near_least, worded_least = min(near.values(), default=0.0), min(worded.values(), default=0.0)
+    meaning, words = weights.dense, 1 - weights.dense
     mixed = {
-        name: weights.dense * near.get(name, near_least) + (1 - weights.dense) * worded.get(name, worded_least)
+        name: meaning * near.get(name, near_least) + words * worded.get(name, worded_least)
         for name in dict.fromkeys([*near, *worded])
     }
-    support = _support(mixed, page_of)
-    ranks = [{name: rank for rank, (name, _) in enumerate(leg, 1)} for leg in (dense, lexical)]
-    scored = [(name, score + weights.page * support[page_of(name)]) for name, score in mixed.items()]
-    scored.sort(key=lambda pair: -pair[1])
-    return [Fused(name, score, ranks[0].get(name), ranks[1].get(name)) for name, score in scored]
+    pages = {name: page_of(name) for name in mixed}
+    support = _support(mixed, pages)
+    dense_rank, lexical_rank = ({name: rank for rank, (name, _) in enumerate(leg, 1)} for leg in (dense, lexical))
+    share = weights.page
+    scored = [(name, score + share * support[pages[name]]) for name, score in mixed.items()]
+    scored.sort(key=itemgetter(1), reverse=True)
+    return [Fused(name, score, dense_rank.get(name), lexical_rank.get(name)) for name, score in scored]
 
 
 def _share_of_best(leg: Leg, possible: float | None = None) -> dict[str, float]:
@@ -79,17 +84,21 @@ def _share_of_best(leg: Leg, possible: float | None = None) -> dict[str, float]:
     A leg without a positive score says nothing, and is all zeros.
     """
     best = max((score for _, score in leg), default=0.0)
-    whole = math.sqrt(best * possible) if possible and best > 0 else best
-    return {name: max(0.0, score / whole) if best > 0 else 0.0 for name, score in leg}
+    if best <= 0:
+        return dict.fromkeys((name for name, _ in leg), 0.0)
+    whole = math.sqrt(best * possible) if possible else best
+    return {name: score / whole if score > 0 else 0.0 for name, score in leg}
 
 
-def _support(mixed: Mapping[str, float], page_of: Callable[[str], int]) -> dict[int, float]:
+def _support(mixed: Mapping[str, float], pages: Mapping[str, int]) -> dict[int, float]:
     """By page, how far its second and third best passage stand above the worst passage of all, on average."""
     least = min(mixed.values(), default=0.0)
     by_page: dict[int, list[float]] = {}
     for name, score in mixed.items():
-        by_page.setdefault(page_of(name), []).append(score - least)
-    return {page: sum(sorted(scores, reverse=True)[1:3]) / 2 for page, scores in by_page.items()}
+        by_page.setdefault(pages[name], []).append(score - least)
+    return {
+        page: sum(sorted(scores, reverse=True)[1:3]) / 2 if len(scores) > 1 else 0.0 for page, scores in by_page.items()
+    }
 
 
 def best_of_each_page(ranking: Sequence[Fused], page_of: Callable[[str], int], k: int) -> list[Fused]:

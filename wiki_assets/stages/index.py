@@ -270,15 +270,25 @@ def nearest_passages(
     Raises:
         SchemaMismatch: if the vector's width is not the collection's.
     """
-    width = (collection.metadata or {}).get("dim", len(vector))
-    if width != len(vector):
+    return nearest_to_each(collection, [vector], k, among=among)[0]
+
+
+def nearest_to_each(
+    collection: "Collection", vectors: Sequence[NDArray[np.float32]], k: int, *, among: Sequence[str] | None = None
+) -> list[list[tuple[str, float]]]:
+    """`nearest_passages` of several questions, in their order, by one request."""
+    width = (collection.metadata or {}).get("dim", len(vectors[0]))
+    if unlike := [len(vector) for vector in vectors if len(vector) != width]:
         raise SchemaMismatch(
-            f"a question of {len(vector)} dimensions, the collection has {width}: ask with the model it was made with"
+            f"a question of {unlike[0]} dimensions, the collection has {width}: ask with the model it was made with"
         )
     found: Any = collection.query(
-        query_embeddings=[vector], n_results=k, include=["distances"], ids=None if among is None else list(among)
+        query_embeddings=list(vectors), n_results=k, include=["distances"], ids=None if among is None else list(among)
     )
-    return [(name, 1.0 - distance) for name, distance in zip(found["ids"][0], found["distances"][0], strict=True)]
+    return [
+        [(name, 1.0 - distance) for name, distance in zip(names, distances, strict=True)]
+        for names, distances in zip(found["ids"], found["distances"], strict=True)
+    ]
 
 
 def stored_rows(collection: "Collection", ids: Sequence[str]) -> dict[str, Row]:

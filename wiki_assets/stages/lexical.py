@@ -40,6 +40,8 @@ _MAX_TERMS = 96  # of a question; the rarest, if it has more
 _MAX_NAME_UNITS = 12  # words, or characters of an unspaced script
 _MAX_QUESTION_UNITS = 96  # looked through for names
 _MOST_PER_WORD = 2.2  # of its weight: BM25 with k1 = 1.2
+_FEW_PAGES = 64  # looked up one by one; of more, the whole list of pages is gone through
+_FEW_PASSAGES = 1_000
 _HEAP_BYTES = 96 << 20  # of one writing thread
 _BRACKETS = re.compile(r"\s*\([^()]*\)$")
 _EPOCH = date(1970, 1, 1)
@@ -78,8 +80,7 @@ class Filters:
         return self
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """One passage that a question found."""
 
     passage_id: str
@@ -250,8 +251,7 @@ class LexicalIndex:
         wanted = sorted(set(page_ids))
         if not wanted:
             return set()
-        pages = _Query.term_set_query(self._schema, "page_id", wanted)
-        return {match.page_id for match in self._all(pages, filters)}
+        return {match.page_id for match in self._all(self._of_pages(wanted), filters)}
 
     def rows(self, matches: Sequence[Match]) -> list[Row]:
         """What is shown of some passages, in their order."""
@@ -268,8 +268,7 @@ class LexicalIndex:
         pages = sorted({page_of(name) for name in wanted})
         if not pages:
             return {}
-        among = _Query.term_set_query(self._schema, "page_id", pages)
-        return {m.passage_id: m for m in self._all(among) if m.passage_id in wanted}
+        return {m.passage_id: m for m in self._all(self._of_pages(pages)) if m.passage_id in wanted}
 
     def pages_named(self, name: str) -> list[int]:
         """Pages one of whose names is this one, give or take case, accents and endings; titles first."""
@@ -280,23 +279,34 @@ class LexicalIndex:
             found |= {m.page_id: None for m in self._all(query)}
         return list(found)
 
+    def _of_pages(self, page_ids: Sequence[int]) -> tantivy.Query:
+        """The passages of some pages."""
+        if len(page_ids) > _FEW_PAGES:
+            return _Query.term_set_query(self._schema, "page_id", list(page_ids))
+        terms = (_Query.term_query(self._schema, "page_id", page_id) for page_id in page_ids)
+        return _any([_Query.const_score_query(term, 1.0) for term in terms])
+
     def _run(self, query: tantivy.Query, k: int, filters: Filters | None = None) -> list[Match]:
         if filters:
             query = self._filtered(query, filters)
         hits = self._searcher.search(query, limit=max(1, min(k, self.documents or 1)), count=False).hits
         addresses = [address for _, address in hits]
-        columns = [self._searcher.fast_field_values(name, addresses) for name in ("page_id", "hash", "copy")]
+        columns: list[Any] = [self._searcher.fast_field_values(name, addresses) for name in ("page_id", "hash", "copy")]
         return [
-            Match(_passage_id(int(page), int(hash_), int(copy)), int(page), float(score), address)
+            Match(_passage_id(page, hash_, copy), page, score, address)
             for (score, address), page, hash_, copy in zip(hits, *columns, strict=True)
         ]
 
     def _all(self, query: tantivy.Query, filters: Filters | None = None) -> list[Match]:
-        """Every passage that a query finds; counted first, since the search sets aside room for all it may return."""
+        """Every passage that a query finds; of many, counted first, since a search sets aside room for all it may
+        return."""
         if filters:
             query = self._filtered(query, filters)
-        count: Any = self._searcher.search(query, limit=1, count=True)
-        return self._run(query, count.count) if count.count else []
+        found = self._run(query, _FEW_PASSAGES)
+        if len(found) < _FEW_PASSAGES:
+            return found
+        counted: Any = self._searcher.search(query, limit=1, count=True)
+        return self._run(query, counted.count)
 
     def _filtered(self, query: tantivy.Query, filters: Filters) -> tantivy.Query:
         return _Query.boolean_query([(_Occur.Must, query), *self._conditions(filters)])

@@ -1,12 +1,14 @@
-"""Threads that ask at the same moment share a pass of the model, and each gets its own vectors."""
+"""Threads that ask at the same moment are one batch, and each gets its own answer."""
 
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from wiki_assets.resources.sharing import SharedEncoder, encode_together
+from wiki_assets.resources.sharing import Gathered, SharedEncoder, encode_together
 
 
 class Sums:
@@ -105,3 +107,82 @@ def test_several_batches_by_one_pass_are_as_by_several() -> None:
     together = encode_together(sums, batches)
     assert [v.tolist() for v in together] == [[[3, 2]], [[12, 3], [6, 1]], [[7, 1]]]
     assert sums.shapes == [(4, 3)]
+
+
+class Squares:
+    """Squares of numbers, one after the other; of 13 there is none. `gate` holds up who asks 0."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.gate = threading.Event()
+
+    def __call__(self, asked: list[int]) -> Iterator[int]:
+        self.calls.append(asked)
+        for number in asked:
+            if number == 0:
+                assert self.gate.wait(30)
+            if number == 13:
+                raise ValueError("unlucky")
+            yield number * number
+
+
+def ask_together(gathered: Gathered[int, int], squares: Squares, numbers: list[int]) -> list[Callable[[], int]]:
+    """Ask all of them, in this order, while the answer to 0 is held up."""
+    with ThreadPoolExecutor(len(numbers) + 1) as threads:
+        first = threads.submit(gathered, 0)
+        wait_for(lambda: squares.calls == [[0]])
+        futures = []
+        for number in numbers:
+            futures.append(threads.submit(gathered, number))
+            wait_for(lambda: len(gathered._waiting) == len(futures))
+        squares.gate.set()
+        assert first.result(30) == 0
+    return [future.result for future in futures]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
+def test_what_gathers_while_others_are_at_work_is_asked_together() -> None:
+    squares = Squares()
+    gathered = Gathered(squares, at_once=1, most=3)
+    assert [result() for result in ask_together(gathered, squares, [1, 2, 3, 4])] == [1, 4, 9, 16]
+    assert squares.calls == [[0], [1, 2, 3], [4]]
+    assert gathered(5) == 25
+    assert squares.calls[-1] == [5], "who is alone goes through alone"
+
+
+def test_a_bad_question_costs_only_itself() -> None:
+    squares = Squares()
+    gathered = Gathered(squares, at_once=1, most=8)
+    good, bad, other = ask_together(gathered, squares, [2, 13, 3])
+    assert (good(), other()) == (4, 9)
+    with pytest.raises(ValueError, match="unlucky"):
+        bad()
+    assert squares.calls[1] == [2, 13, 3]
+    assert sorted(squares.calls[2:]) == [[3], [13]]
+    assert gathered(4) == 16
+
+
+def test_so_many_are_at_work_as_may_be() -> None:
+    inside = threading.Barrier(2)
+
+    def meet(asked: list[int]) -> list[int]:
+        inside.wait(30)
+        return asked
+
+    gathered = Gathered(meet, at_once=2, most=8)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(gathered, [1, 2])) == [1, 2]
+
+
+def test_a_crowd_of_threads_gets_each_its_own() -> None:
+    squares = Squares()
+    gathered = Gathered(squares, at_once=2, most=4)
+    with ThreadPoolExecutor(12) as threads:
+        assert list(threads.map(gathered, range(14, 2000))) == [number * number for number in range(14, 2000)]
+    assert sorted(number for call in squares.calls for number in call) == list(range(14, 2000))

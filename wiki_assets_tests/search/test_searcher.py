@@ -19,6 +19,7 @@ from wiki_assets.files import read_json, write_json
 from wiki_assets.resources.store import Store
 from wiki_assets.search import MODES, Filters, Mode, Searcher, ask
 from wiki_assets.search.build import OpenBuild
+from wiki_assets.search.questioner import Questioner
 from wiki_assets.settings import Settings
 from wiki_assets_tests.tinywiki.build import HERE
 
@@ -352,6 +353,60 @@ def test_many_threads_ask_while_the_pointer_moves_and_each_answer_is_of_one_buil
     assert set(answers) == {True}
     searcher.close()
     assert not searcher._users
+
+
+def test_a_crowd_gets_the_answers_that_one_gets_alone(searcher: Searcher) -> None:
+    """Questions that come together are one batch; those that filter, group or want many passages stay apart."""
+    kinds: list[dict[str, Any]] = [
+        {}, {"mode": "dense"}, {"mode": "lexical"}, {"k": 40, "group": True}, {"filters": Filters(category="Mammals")},
+    ]  # fmt: skip
+    asked = [(q["question"], kind) for q in QUESTIONS for kind in kinds]
+
+    def hits(one: tuple[str, dict[str, Any]]) -> list[tuple[int, int]]:
+        return [(hit.page_id, hit.start) for hit in searcher.search(one[0], **{"k": 3, **one[1]}).hits]
+
+    alone = [hits(one) for one in asked]
+    with ThreadPoolExecutor(12) as threads:
+        assert list(threads.map(hits, asked)) == alone
+
+
+def test_a_question_that_comes_back_is_not_computed_again(tinywiki: Settings) -> None:
+    build = OpenBuild(Store(tinywiki.root).published("tinywiki"), tinywiki)
+    questioner, batches = build.questioner, list[int]()
+    encode = questioner.encoder.encode
+
+    class Counting:
+        dim, engine, batch_pieces = questioner.encoder.dim, questioner.encoder.engine, questioner.encoder.batch_pieces
+
+        def encode(self, input_ids: Any, attention_mask: Any) -> Any:
+            batches.append(len(input_ids))
+            return encode(input_ids, attention_mask)
+
+    counting = Questioner(questioner.model, Counting())
+    first = counting.remembered(["spitting llamas", "deep lakes"])
+    again = counting.remembered(["deep lakes", "wide rivers", "spitting llamas", "deep lakes"])
+    assert batches == [2, 1]
+    assert again[[2, 0, 3]].tolist() == first[[0, 1, 1]].tolist()
+    first[:] = 0
+    assert counting.vectors(["deep lakes"]).tolist() == again[:1].tolist(), "what is given away is a copy"
+    build.close()
+
+
+def test_another_pointer_is_seen_at_once_and_none_at_all_too(copy: Copy) -> None:
+    settings = copy()
+    path = Path(settings.root) / "tinywiki" / "published.json"
+    pointer = {k: v for k, v in read_json(path).items() if k != "seal"}
+    searcher = Searcher(settings)
+    assert searcher._pointer("tinywiki") is searcher._pointer("tinywiki"), "it is read once"
+    for turn in range(5):
+        write_json(path, {**pointer, "published_at": str(turn)})
+        assert searcher._pointer("tinywiki")["published_at"] == str(turn)
+    path.write_bytes(path.read_bytes().replace(b'"4"', b'"5"'))
+    assert searcher._pointer("tinywiki")["published_at"] == "5", "written in place"
+    path.unlink()
+    with pytest.raises(NotPublished):
+        searcher._pointer("tinywiki")
+    searcher.close()
 
 
 def test_several_published_wikis_are_told_apart(copy: Copy) -> None:

@@ -36,6 +36,32 @@ def test_every_passage_of_either_leg_is_there_once_with_its_ranks(dense, lexical
             assert found[rank - 1][0] == fused.passage_id if rank else fused.passage_id not in dict(found)
 
 
+def by_the_book(dense, lexical, possible):
+    """The mix as its description has it, passage by passage."""
+    best = [max((score for _, score in leg), default=0.0) for leg in (dense, lexical)]
+    whole = [best[0], (best[1] * possible) ** 0.5 if possible and best[1] > 0 else best[1]]
+    shares = [
+        {name: max(0.0, score / unit) if unit > 0 else 0.0 for name, score in leg}
+        for leg, unit in zip((dense, lexical), whole, strict=True)
+    ]
+    least = [min(share.values(), default=0.0) for share in shares]
+    mixed = {
+        name: WEIGHTS.dense * shares[0].get(name, least[0]) + (1 - WEIGHTS.dense) * shares[1].get(name, least[1])
+        for name in {**shares[0], **shares[1]}
+    }
+    for name, score in mixed.items():
+        own = sorted((s for other, s in mixed.items() if page_of(other) == page_of(name)), reverse=True)
+        above = [s - min(mixed.values()) for s in own[1:3]]
+        yield name, score + WEIGHTS.page * sum(above) / 2
+
+
+@given(legs(), legs(), st.none() | st.floats(0.1, 100))
+def test_scores_are_mixed_as_described(dense, lexical, possible):
+    expected = dict(by_the_book(dense, lexical, possible))
+    found = {fused.passage_id: fused.score for fused in fuse(dense, lexical, page_of, possible=possible)}
+    assert found == pytest.approx(expected)
+
+
 @given(legs(), legs())
 def test_a_passage_that_is_first_in_both_legs_is_first(dense, lexical):
     top = [("77-1", 60.0)]

@@ -23,6 +23,7 @@ from wiki_assets.stages.index import (
     check_rows,
     has_shard,
     nearest_passages,
+    nearest_to_each,
     self_recall,
     shard_rows,
     stored_rows,
@@ -237,6 +238,14 @@ def test_the_nearest_passage_comes_first(collection):
     expected = np.argsort(-similarities)[:5]
     assert [name for name, _ in near] == [rows.ids[i] for i in expected]
     assert [score for _, score in near] == pytest.approx(similarities[expected].tolist(), abs=1e-5)
+
+
+@pytest.mark.chroma
+def test_several_questions_at_once_get_what_each_gets_alone(collection):
+    rows = some_rows()
+    add_rows(collection, rows, fresh=True)
+    asked = [*rows.vectors[5:9], *unit_vectors(3, seed=1)]
+    assert nearest_to_each(collection, asked, 5) == [nearest_passages(collection, vector, 5) for vector in asked]
 
 
 @pytest.mark.chroma

@@ -129,6 +129,16 @@ def test_passages_are_found_by_their_ids(index):
     assert index.find([]) == {}
 
 
+def test_many_pages_are_looked_through_as_few_are(index, monkeypatch):
+    names = {match.passage_id for page in range(1, 8) for match in index.page(page)}
+    few = index.find(names)
+    assert [index.rows([match])[0].passage_id for match in few.values()] == list(few)
+    monkeypatch.setattr("wiki_assets.stages.lexical._FEW_PAGES", 3)
+    monkeypatch.setattr("wiki_assets.stages.lexical._FEW_PASSAGES", 2)
+    assert set(index.find(names)) == set(few) == names
+    assert len(index.page(2)) == 2
+
+
 # Filters
 
 
