@@ -34,6 +34,7 @@ class Asked:
     dense: Leg
     lexical: Leg
     possible: float
+    usual: float
 
 
 Mix = Callable[[Asked], list[str]]
@@ -48,7 +49,8 @@ def ask(build: OpenBuild, questions: Sequence[Question]) -> list[Asked]:
         vector = build.questioner.vectors([question.question])[0]
         worded = [(match.passage_id, match.score) for match in index.search(question.question, DEPTH_OF_LEGS)]
         near = nearest_passages(build.collection, vector, DEPTH_OF_LEGS)
-        asked.append(Asked(question, near, worded, index.possible(question.question)))
+        usual = float(vector @ build.middle)
+        asked.append(Asked(question, near, worded, index.possible(question.question), usual))
     return asked
 
 
@@ -58,10 +60,13 @@ def mixes() -> Iterator[tuple[str, Mix]]:
     yield "lexical alone", lambda a: [name for name, _ in a.lexical]
     for dense, c in product((0.3, 0.5, 0.7, 1.0), (5, 10, 20, 60)):
         yield f"reciprocal ranks, dense {dense}, c {c}", _by_ranks(dense, c)
-    for dense, page in product((0.4, 0.5, 0.6), (0.0, 0.2, 0.4)):
-        yield f"shares of the best, dense {dense}, page {page}", _by_scores(Weights(dense, page), bounded=False)
+    for dense, page in product((0.3, 0.35, 0.4, 0.5, 0.6), (0.0, 0.4, 0.6)):
+        weights = Weights(dense, page)
+        yield f"shares of the best, dense {dense}, page {page}", _by_scores(weights)
+        yield f"and of the possible, dense {dense}, page {page}", _by_scores(weights, possible=True)
     for dense, page in product((0.3, 0.35, 0.4, 0.45, 0.5), (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8)):
-        yield f"and of the possible, dense {dense}, page {page}", _by_scores(Weights(dense, page), bounded=True)
+        weights = Weights(dense, page)
+        yield f"and above the usual, dense {dense}, page {page}", _by_scores(weights, possible=True, usual=True)
 
 
 def _by_ranks(dense: float, c: int) -> Mix:
@@ -75,10 +80,11 @@ def _by_ranks(dense: float, c: int) -> Mix:
     return mix
 
 
-def _by_scores(weights: Weights, *, bounded: bool) -> Mix:
+def _by_scores(weights: Weights, *, possible: bool = False, usual: bool = False) -> Mix:
     def mix(asked: Asked) -> list[str]:
-        possible = asked.possible if bounded else None
-        return [f.passage_id for f in fuse(asked.dense, asked.lexical, page_of, weights, possible=possible)]
+        bounds: dict[str, float] = {"possible": asked.possible} if possible else {}
+        bounds |= {"usual": asked.usual} if usual else {}
+        return [fused.passage_id for fused in fuse(asked.dense, asked.lexical, page_of, weights, **bounds)]
 
     return mix
 

@@ -36,13 +36,13 @@ def test_every_passage_of_either_leg_is_there_once_with_its_ranks(dense, lexical
             assert found[rank - 1][0] == fused.passage_id if rank else fused.passage_id not in dict(found)
 
 
-def by_the_book(dense, lexical, possible):
+def by_the_book(dense, lexical, possible, usual):
     """The mix as its description has it, passage by passage."""
     best = [max((score for _, score in leg), default=0.0) for leg in (dense, lexical)]
-    whole = [best[0], (best[1] * possible) ** 0.5 if possible and best[1] > 0 else best[1]]
+    whole = [best[0] - usual, (best[1] * possible) ** 0.5 if possible and best[1] > 0 else best[1]]
     shares = [
-        {name: max(0.0, score / unit) if unit > 0 else 0.0 for name, score in leg}
-        for leg, unit in zip((dense, lexical), whole, strict=True)
+        {name: max(0.0, (score - floor) / unit) if unit > 0 else 0.0 for name, score in leg}
+        for leg, unit, floor in zip((dense, lexical), whole, (usual, 0.0), strict=True)
     ]
     least = [min(share.values(), default=0.0) for share in shares]
     mixed = {
@@ -55,10 +55,10 @@ def by_the_book(dense, lexical, possible):
         yield name, score + WEIGHTS.page * sum(above) / 2
 
 
-@given(legs(), legs(), st.none() | st.floats(0.1, 100))
-def test_scores_are_mixed_as_described(dense, lexical, possible):
-    expected = dict(by_the_book(dense, lexical, possible))
-    found = {fused.passage_id: fused.score for fused in fuse(dense, lexical, page_of, possible=possible)}
+@given(legs(), legs(), st.none() | st.floats(0.1, 100), st.floats(-1, 20))
+def test_scores_are_mixed_as_described(dense, lexical, possible, usual):
+    expected = dict(by_the_book(dense, lexical, possible, usual))
+    found = {f.passage_id: f.score for f in fuse(dense, lexical, page_of, possible=possible, usual=usual)}
     assert found == pytest.approx(expected)
 
 
@@ -81,6 +81,22 @@ def test_the_unit_of_a_legs_scores_does_not_matter(dense, lexical, unit):
     one, other = fuse(dense, lexical, page_of), fuse(dense, scaled, page_of)
     scores = {fused.passage_id: fused.score for fused in other}
     assert [fused.score for fused in one] == pytest.approx([scores[name] for name in names_of(one)])
+
+
+@given(legs(), legs(), st.integers(1, 8), st.integers(-8, 8), st.integers(-4, 4))
+def test_where_a_models_cosines_lie_does_not_matter(dense, lexical, unit, shift, usual):
+    wide = [(name, float(round(score))) for name, score in dense]
+    narrow = [(name, score / unit + shift) for name, score in wide]
+    one = fuse(wide, lexical, page_of, usual=usual)
+    other = fuse(narrow, lexical, page_of, usual=usual / unit + shift)
+    assert {f.passage_id: f.score for f in one} == pytest.approx({f.passage_id: f.score for f in other})
+
+
+def test_what_is_nearest_counts_in_a_model_whose_cosines_lie_close_together():
+    dense = leg("1-a", "2-a", "3-a", scores=[0.91, 0.83, 0.82])
+    lexical = leg("2-a", "3-a", scores=[6.0, 5.0])
+    assert names_of(fuse(dense, lexical, page_of, LEVEL, possible=60.0))[0] == "2-a"
+    assert names_of(fuse(dense, lexical, page_of, LEVEL, possible=60.0, usual=0.8))[0] == "1-a"
 
 
 def test_a_first_place_far_ahead_outweighs_one_that_is_not():
