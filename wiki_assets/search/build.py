@@ -36,7 +36,7 @@ _DEEPEST = 4_000  # passages asked of a leg, however many pages are wanted
 _FEW = 5_000  # passages that pass the filters and are named to Chroma; of more, the nearest are looked through
 _LOOKED_THROUGH = 1_000
 _TOGETHER = 8  # questions of one batch: each waits for all of them
-_SOME_VECTORS = 512  # whose mean stands for that of all: a cosine with the one is within some 0.02 of that with the other
+_SOME_VECTORS = 512  # whose mean stands for that of all: a cosine with either differs by some 0.02
 _PAGE_VECTORS = 64  # of a page, when others like it are looked for
 
 
