@@ -18,6 +18,7 @@ from wiki_assets.errors import BadRequest, DamagedArtifact, NotPublished, Schema
 from wiki_assets.files import read_json, write_json
 from wiki_assets.resources.store import Store
 from wiki_assets.search import MODES, Filters, Mode, Searcher, ask
+from wiki_assets.search import build as build_module
 from wiki_assets.search.build import OpenBuild
 from wiki_assets.search.questioner import Questioner
 from wiki_assets.settings import Settings
@@ -440,3 +441,19 @@ def test_where_nothing_is_published_the_next_step_is_told(tmp_path: Path) -> Non
     assert searcher.wikis() == []
     with pytest.raises(WikiAssetsError, match="run wiki-assets materialize"):
         searcher.search("llama")
+
+
+def test_of_a_cosine_only_what_is_above_the_mean_is_mixed(build: OpenBuild, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    real = build_module.fuse
+
+    def watched(*args: Any, usual: float, **kwargs: Any) -> Any:
+        given.append(usual)
+        return real(*args, usual=usual, **kwargs)
+
+    monkeypatch.setattr(build_module, "fuse", watched)
+    build.search("Which animals spit?", 3, "hybrid")
+    vectors = np.asarray(build.collection.get(include=["embeddings"])["embeddings"], np.float32)
+    (question,) = build.questioner.vectors(["Which animals spit?"])
+    assert len(vectors) < build_module._SOME_VECTORS, "so few that all of them are looked at"
+    assert given == [pytest.approx(float((vectors @ question).mean()), abs=1e-5)]
