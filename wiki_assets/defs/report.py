@@ -15,6 +15,10 @@ from wiki_assets.resources.store import Store
 from wiki_assets.settings import Settings
 from wiki_assets.stages.delta import LEDGER
 
+_OF_DATE = {
+    "lexical_index": (made_lexical, lambda manifest: f"{manifest.counts['documents']:,} documents"),
+    "evaluation": (made_evaluation, evaluation_line),
+}
 _COUNTED = {"articles": "pages", "tokens": "tokens", "embeddings": "vectors", "chroma_collection": "indexed"}
 
 
@@ -35,17 +39,11 @@ def snapshot_rows(snapshot: Snapshot, settings: Settings, store: Store) -> list[
         )
     ]
     for artifact in STAGES[1:-1]:
-        if artifact == "lexical_index":
-            words = made_lexical(book, snapshot)
-            holds = f"{words.counts['documents']:,} documents" if words else ""
-            rows.append(_row(snapshot, artifact, int(words is not None), 1, [] if words else [snapshot.date], holds))
-            continue
-        if artifact == "evaluation":
-            measured = made_evaluation(book, snapshot)
-            holds = evaluation_line(measured) if measured else ""
-            rows.append(
-                _row(snapshot, artifact, int(measured is not None), 1, [] if measured else [snapshot.date], holds)
-            )
+        if artifact in _OF_DATE:
+            made_now, holding = _OF_DATE[artifact]
+            manifest = made_now(book, snapshot)
+            absent = [] if manifest else [snapshot.date]
+            rows.append(_row(snapshot, artifact, 1 - len(absent), 1, absent, holding(manifest) if manifest else ""))
             continue
         made = {shard: book.made(artifact, shard, raw) for shard in book.shards(snapshot)}
         count = _COUNTED[artifact]

@@ -199,7 +199,7 @@ class OpenBuild:
         hits = self._together(asked) if asked.is_common else next(self._answers([asked]))
         return hits, mode, note
 
-    def _answers(self, asked: Sequence["_Asked"]) -> Iterator[list[Hit]]:
+    def _answers(self, asked: Sequence[_Asked]) -> Iterator[list[Hit]]:
         """The hits of each question, in their order: of one alone, or of several common ones, as one batch through the
         model and the vectors."""
         lexical = self.lexical
@@ -282,7 +282,7 @@ class OpenBuild:
             raise NotPublished(f"{self.pointer['collection']} was published without a lexical index: {remedy}")
         return "dense", f"without its words: {self.pointer['collection']} has no lexical index yet; {remedy}"
 
-    def _nearest(self, asked: Sequence["_Asked"]) -> list[_Near]:
+    def _nearest(self, asked: Sequence[_Asked]) -> list[_Near]:
         """What is nearest to each question."""
         if not asked:
             return []
