@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -84,6 +85,8 @@ def root_path(location: str) -> UPath:
     Raises:
         BadRequest: if it is a URL that nothing here can open.
     """
+    if os.path.isabs(location):
+        return _folder(location)
     kind = location.partition("://")[0] if "://" in location else ""
     try:
         path = UPath(location)
@@ -102,6 +105,11 @@ def root_path(location: str) -> UPath:
         )
         raise BadRequest(f"{location}: cannot be opened ({error}): {move}") from None
     return UPath(location, use_listings_cache=False)
+
+
+@lru_cache
+def _folder(location: str) -> UPath:
+    return UPath(location)
 
 
 def is_local(path: UPath | Path) -> bool:

@@ -109,15 +109,20 @@ def make_lexical(work: LexicalWork) -> Manifest:
     _clear_unfinished(folder, mine.number)
     target = folder / f"{mine.number:06d}"
     wall, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=local_path(folder) if is_local(folder) else None) as scratch:
-        language = recipe.params["language"]
-        counts = build_index(Path(scratch), _shards(work), language=language, threads=work.threads)
-        if counts["documents"] != recipe.passages:
-            raise LedgerBroken(
-                f"{work}: {counts['documents']} passages in it, {recipe.passages} were made of the pages"
-            )
-        targets = {file: target / file.name for file in _files(Path(scratch))}
-        records = {work.store.name(there): _put(file, there) for file, there in targets.items()}
+    place = local_path(folder) if is_local(folder) else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as scratch:
+            language = recipe.params["language"]
+            counts = build_index(Path(scratch), _shards(work), language=language, threads=work.threads)
+            if counts["documents"] != recipe.passages:
+                raise LedgerBroken(
+                    f"{work}: {counts['documents']} passages in it, {recipe.passages} were made of the pages"
+                )
+            targets = {file: target / file.name for file in _files(Path(scratch))}
+            records = {work.store.name(there): _put(file, there) for file, there in targets.items()}
+    except Exception:
+        mine.require()  # who claims it later takes away what we have begun, and that is what we ran into
+        raise
     stats = {
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),

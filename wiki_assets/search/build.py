@@ -132,7 +132,9 @@ class OpenBuild:
         found = self._parts.get(name)
         if found is None:
             with self._lock:
-                found = self._parts.get(name) or self._parts.setdefault(name, make())
+                found = self._parts.get(name)
+                if found is None:
+                    found = self._parts[name] = make()
         return found
 
     def _open_collection(self) -> "Collection":

@@ -2,10 +2,12 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wiki_assets.claims import claim
+from wiki_assets.defs import lexical as lexical_defs
 from wiki_assets.defs.lexical import (
     LexicalWork,
     examine_lexical,
@@ -121,6 +123,30 @@ def test_what_a_killed_run_left_goes_and_a_superseded_run_changes_nothing(book: 
     with pytest.raises(Superseded):
         mine.commit(newest)
     assert made_lexical(book, SNAPSHOT) == newest
+
+
+def test_a_run_whose_work_was_taken_away_says_who_took_it(book: Cookbook, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lexical_defs.build_index
+
+    def overtaken(scratch: Path, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(lexical_defs, "build_index", real)
+        make(book, run="fast")
+        assert not scratch.exists(), "the later run has cleared it away"
+        raise ValueError("An index writer was killed")
+
+    monkeypatch.setattr(lexical_defs, "build_index", overtaken)
+    with pytest.raises(Superseded, match=r"claimed by run fast, which has finished it after run slow had claimed it"):
+        make(book, run="slow")
+    assert checked(book)[0]
+
+
+def test_a_failure_of_ones_own_stays_what_it_is(book: Cookbook, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(lexical_defs, "build_index", failing)
+    with pytest.raises(ValueError, match="a bug"):
+        make(book)
 
 
 def test_an_index_whose_bytes_changed_is_found_out_and_given_up(book: Cookbook) -> None:

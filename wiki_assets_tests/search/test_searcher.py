@@ -443,6 +443,20 @@ def test_where_nothing_is_published_the_next_step_is_told(tmp_path: Path) -> Non
         searcher.search("llama")
 
 
+def test_a_part_that_many_threads_want_first_is_made_once(tinywiki: Settings) -> None:
+    build = OpenBuild(Store(tinywiki.root).published("tinywiki"), tinywiki)
+    together = threading.Barrier(8)
+
+    def middle(_: int) -> Any:
+        together.wait(30)
+        return build.middle
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(middle, range(8)))
+    build.close()
+    assert all(each is found[0] for each in found)
+
+
 def test_of_a_cosine_only_what_is_above_the_mean_is_mixed(build: OpenBuild, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     real = build_module.fuse
