@@ -15,7 +15,7 @@ from wiki_assets.defs.wikis import WikiConfig
 from wiki_assets.files import FileRecord, Manifest, fingerprint, read_json, sealed, write_json
 from wiki_assets.keys import Shard, Snapshot
 from wiki_assets.resources.store import Store
-from wiki_assets.stages import articles, embeddings, evaluation, index, lexical, passages, tokens
+from wiki_assets.stages import articles, embeddings, evaluation, fusion, index, lexical, passages, tokens
 
 RAW_VERSION = "raw-1"
 SHARD_ARTIFACTS = ("articles", "tokens", "embeddings", "chroma_collection")
@@ -41,7 +41,7 @@ def code_version(artifact: str, config: WikiConfig) -> str:
         "embeddings": f"{embeddings.CODE_VERSION}:{model}:{config.vector_dtype}",
         "lexical_index": lexical.CODE_VERSION,
         "chroma_collection": f"{index.CODE_VERSION}:{fingerprint(index.HNSW)[:8]}",
-        "evaluation": evaluation.CODE_VERSION,
+        "evaluation": f"{evaluation.CODE_VERSION}:{fusion.CODE_VERSION}",
         "published_index": "published-1",
     }[artifact]
 

@@ -19,6 +19,7 @@ from operator import itemgetter
 
 import msgspec
 
+CODE_VERSION = "fusion-2"
 Leg = Sequence[tuple[str, float]]  # passage ids and scores, best first
 
 
