@@ -76,14 +76,14 @@ class _Recipe:
         """Of inputs, code version and parameters."""
         return fingerprint(self.code_version, self.params, self.inputs)
 
-    def _manifest(
-        self,
-        snapshot: Snapshot,
-        shard: int | None,
-        files: dict[str, FileRecord],
-        counts: dict[str, Any],
-        stats: dict[str, Any],
-    ) -> Manifest:
+    @property
+    def _place(self) -> tuple[Snapshot, int | None]:
+        """The snapshot, and the shard's number, if it is of one."""
+        raise NotImplementedError
+
+    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
+        """The manifest that vouches for the result."""
+        snapshot, shard = self._place
         return Manifest(
             artifact=self.artifact,
             wiki=snapshot.wiki,
@@ -109,9 +109,9 @@ class SnapshotRecipe(_Recipe):
     params: dict[str, Any]
     inputs: dict[str, str]
 
-    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
-        """The manifest that vouches for the result."""
-        return self._manifest(self.snapshot, None, files, counts, stats)
+    @property
+    def _place(self) -> tuple[Snapshot, int | None]:
+        return self.snapshot, None
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class Recipe(_Recipe):
     params: dict[str, Any]
     inputs: dict[str, str]
 
-    def manifest(self, files: dict[str, FileRecord], counts: dict[str, Any], stats: dict[str, Any]) -> Manifest:
-        """The manifest that vouches for the result."""
-        return self._manifest(self.shard.snapshot, self.shard.number, files, counts, stats)
+    @property
+    def _place(self) -> tuple[Snapshot, int | None]:
+        return self.shard.snapshot, self.shard.number
 
     def metadata(self, config: WikiConfig) -> dict[str, str]:
         """What the Parquet file says of itself."""

@@ -130,13 +130,11 @@ class Store:
 
     def manifest(self, artifact: str, shard: Shard) -> Manifest | None:
         """The manifest of a shard's artifact, if it is there and its files have the recorded sizes."""
-        manifest = read_manifest(self.manifest_path(artifact, shard))
-        return manifest if manifest and sizes_agree(self.wiki(shard.snapshot.wiki), manifest) else None
+        return self._with_files(self.manifest_path(artifact, shard), shard.snapshot.wiki)
 
     def raw_manifest(self, snapshot: Snapshot) -> Manifest | None:
         """The manifest of a snapshot's dump files, if it is there and they have the recorded sizes."""
-        manifest = read_manifest(self.raw(snapshot) / "manifest.json")
-        return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
+        return self._with_files(self.raw(snapshot) / "manifest.json", snapshot.wiki)
 
     def split(self, snapshot: Snapshot) -> UPath:
         """The folder of a snapshot's split dump files."""
@@ -148,8 +146,7 @@ class Store:
 
     def lexical_manifest(self, snapshot: Snapshot) -> Manifest | None:
         """The manifest of a snapshot's newest lexical index, if it is there and its files have the recorded sizes."""
-        manifest = read_manifest(self.lexical(snapshot) / "manifest.json")
-        return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
+        return self._with_files(self.lexical(snapshot) / "manifest.json", snapshot.wiki)
 
     def evaluation(self, snapshot: Snapshot) -> UPath:
         """The folder of a snapshot's evaluation."""
@@ -157,8 +154,11 @@ class Store:
 
     def evaluation_manifest(self, snapshot: Snapshot) -> Manifest | None:
         """The manifest of a snapshot's evaluation, if it is there and its files have the recorded sizes."""
-        manifest = read_manifest(self.evaluation(snapshot) / "manifest.json")
-        return manifest if manifest and sizes_agree(self.wiki(snapshot.wiki), manifest) else None
+        return self._with_files(self.evaluation(snapshot) / "manifest.json", snapshot.wiki)
+
+    def _with_files(self, path: UPath, wiki: str) -> Manifest | None:
+        manifest = read_manifest(path)
+        return manifest if manifest and sizes_agree(self.wiki(wiki), manifest) else None
 
     def dates(self, wiki: str, artifact: str = "raw") -> list[str]:
         """The snapshots of which there is anything of an artifact here, oldest first."""

@@ -45,10 +45,19 @@ class Deployment:
     def book(self) -> Cookbook:
         return Cookbook(self.config, self.store, self.settings.chroma)
 
-    def materialize(self, until: str = "published_index", snapshot: Snapshot = SNAPSHOT) -> Outcome:
+    def materialize(
+        self, until: str = "published_index", snapshot: Snapshot = SNAPSHOT, *, since: str = "raw_dump"
+    ) -> Outcome:
         """What `wiki-assets materialize` does, on the Ray of the session."""
         return materialize_snapshot(
-            snapshot, self.config, self.settings, instance=self.instance, build=build, until=until, ray_is_up=True
+            snapshot,
+            self.config,
+            self.settings,
+            instance=self.instance,
+            build=build,
+            since=since,
+            until=until,
+            ray_is_up=True,
         )
 
     def run(self, stages: str | list[str], *cells: Shard, raise_on_error: bool = False) -> dg.ExecuteInProcessResult:

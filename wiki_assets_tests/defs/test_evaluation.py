@@ -2,14 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
 import msgspec
 import pytest
 
-from wiki_assets.definitions import build
 from wiki_assets.defs import evaluation
 from wiki_assets.defs.evaluation import (
     evaluation_line,
@@ -18,14 +17,14 @@ from wiki_assets.defs.evaluation import (
     made_evaluation,
     make_evaluation,
 )
-from wiki_assets.defs.headless import Outcome, materialize_snapshot
+from wiki_assets.defs.headless import Outcome
 from wiki_assets.defs.instance import open_instance
 from wiki_assets.defs.publish import examine
-from wiki_assets.defs.recipes import Blocked, Cookbook
+from wiki_assets.defs.recipes import Blocked
 from wiki_assets.defs.report import snapshot_rows
 from wiki_assets.defs.upkeep.reconcile import reconcile
 from wiki_assets.defs.upkeep.verify import verify
-from wiki_assets.defs.wikis import WikiConfig, wiki_config
+from wiki_assets.defs.wikis import wiki_config
 from wiki_assets.errors import BadRequest, Superseded
 from wiki_assets.files import read_json, read_manifest, verify_files
 from wiki_assets.resources.chroma import open_store
@@ -33,28 +32,15 @@ from wiki_assets.resources.store import Store
 from wiki_assets.search.gate import keep_questions
 from wiki_assets.settings import Settings
 from wiki_assets.stages.evaluation import read_questions
+from wiki_assets_tests.defs.conftest import SNAPSHOT, Deployment
 from wiki_assets_tests.tinywiki.build import HERE
-from wiki_assets_tests.tinywiki.published import SNAPSHOT
 
 pytestmark = pytest.mark.chroma
 QUESTIONS = read_questions(HERE / "questions.jsonl")
 
 
-@dataclass
-class Wiki:
+class Wiki(Deployment):
     """A copy of the published tiny wiki, and a Dagster instance that knows nothing of it yet."""
-
-    settings: Settings
-    config: WikiConfig
-    instance: dg.DagsterInstance
-
-    @property
-    def store(self) -> Store:
-        return Store(self.settings.root)
-
-    @property
-    def book(self) -> Cookbook:
-        return Cookbook(self.config, self.store)
 
     @property
     def folder(self) -> Path:
@@ -66,15 +52,9 @@ class Wiki:
     def examine(self, published: dict | None = None) -> tuple[bool, dict]:
         return examine_evaluation(self.book, SNAPSHOT, self.settings, published)
 
-    def materialize(self, since: str = "chroma_collection") -> Outcome:
-        """Stages that need no Ray, as `wiki-assets materialize` runs them."""
-        return materialize_snapshot(
-            SNAPSHOT, self.config, self.settings, instance=self.instance, build=build, since=since, ray_is_up=True
-        )
-
-    def events(self, stage: str) -> list[dg.AssetMaterialization]:
-        records = self.instance.fetch_materializations(dg.AssetKey(["tinywiki", stage]), limit=100).records
-        return [record.asset_materialization for record in records if record.asset_materialization]
+    def finish(self, since: str = "chroma_collection") -> Outcome:
+        """The stages that need no Ray."""
+        return self.materialize(since=since)
 
 
 @pytest.fixture
@@ -171,15 +151,15 @@ def test_without_an_index_it_says_what_to_make_first(wiki: Wiki) -> None:
     (wiki.store.manifest_path("index", wiki.book.shards(SNAPSHOT)[1], 1)).unlink()
     with pytest.raises(Blocked, match="chroma_collection of tinywiki-20250105/00001 is not there"):
         evaluation_recipe(wiki.book, SNAPSHOT)
-    outcome = wiki.materialize(since="evaluation")
+    outcome = wiki.finish(since="evaluation")
     assert outcome.failures == [
         "evaluation: chroma_collection of tinywiki-20250105/00001 is not there: materialize chroma_collection first"
     ]
 
 
 def test_dagster_shows_the_measures_and_the_table_and_a_second_run_takes_them_over(wiki: Wiki) -> None:
-    assert wiki.materialize().made == {"chroma_collection": 2, "evaluation": 1, "published_index": 1}
-    assert wiki.materialize().nothing_to_do
+    assert wiki.finish().made == {"chroma_collection": 2, "evaluation": 1, "published_index": 1}
+    assert wiki.finish().nothing_to_do
     shown = wiki.events("evaluation")[0].metadata
     assert {"page_recall@1", "page_recall@10", "page_mrr", "page_ndcg@10", "passage_recall@10"} <= set(shown)
     assert {"latency_p50_ms", "latency_p99_ms", "ann_recall@10", "questions", "source", "collection"} <= set(shown)
@@ -188,7 +168,7 @@ def test_dagster_shows_the_measures_and_the_table_and_a_second_run_takes_them_ov
     assert shown["reused"].value is False
     before = (wiki.folder / "20250105" / "report.json").stat().st_mtime_ns
     wiki.instance.wipe_assets([dg.AssetKey(["tinywiki", "evaluation"])])
-    assert wiki.materialize().made == {"evaluation": 1}
+    assert wiki.finish().made == {"evaluation": 1}
     assert wiki.events("evaluation")[0].metadata["reused"].value is True
     assert (wiki.folder / "20250105" / "report.json").stat().st_mtime_ns == before
 
@@ -197,29 +177,29 @@ def test_a_build_that_is_worse_than_it_must_be_is_not_published(wiki: Wiki) -> N
     before = wiki.store.published("tinywiki")
     wiki.book.give_up_build(SNAPSHOT, 1, "another one was asked for")
     keep_questions(wiki.store, "tinywiki", QUESTIONS, {question.id: {999} for question in QUESTIONS}, 0.9)
-    outcome = wiki.materialize()
+    outcome = wiki.finish()
     assert outcome.made == {"chroma_collection": 2, "evaluation": 1}
     assert "recall@10 of the kept questions is 0.000: expected 0.9 or more" in outcome.failures[0]
     assert wiki.store.published("tinywiki") == before
     keep_questions(wiki.store, "tinywiki", QUESTIONS, None, 0.9)
-    assert wiki.materialize().made == {"evaluation": 1, "published_index": 1}
+    assert wiki.finish().made == {"evaluation": 1, "published_index": 1}
     assert wiki.store.published("tinywiki")["build"] == 2
 
 
 def test_an_index_that_cannot_be_asked_is_given_up_and_made_again(wiki: Wiki) -> None:
-    assert wiki.materialize().failures == []
+    assert wiki.finish().failures == []
     (wiki.folder / "20250105" / "manifest.json").unlink()
     with open_store(wiki.store.build(SNAPSHOT, 1) / "chroma", write=True) as client:
         client.delete_collection("tinywiki-20250105-1")
-    outcome = wiki.materialize()
+    outcome = wiki.finish()
     assert len(outcome.failures) == 1
     assert "cannot be evaluated" in outcome.failures[0]
     assert "build 1 is given up; materialize chroma_collection again" in outcome.failures[0]
-    assert wiki.materialize().made == {"chroma_collection": 2, "evaluation": 1, "published_index": 1}
+    assert wiki.finish().made == {"chroma_collection": 2, "evaluation": 1, "published_index": 1}
 
 
 def test_a_report_that_somebody_changed_is_found_and_made_again(wiki: Wiki) -> None:
-    assert wiki.materialize().failures == []
+    assert wiki.finish().failures == []
     report = wiki.folder / "20250105" / "report.json"
     report.write_bytes(report.read_bytes().replace(b'"recall@10": 1.0', b'"recall@10": 1.1', 1))
     found = verify("tinywiki", wiki.settings, wiki.store, instance=wiki.instance)
@@ -227,7 +207,7 @@ def test_a_report_that_somebody_changed_is_found_and_made_again(wiki: Wiki) -> N
     _, changes = reconcile("tinywiki", wiki.settings, wiki.store, instance=wiki.instance)
     assert changes.set_aside == ["eval/20250105/manifest.json"]
     assert changes.forgotten == {"evaluation": ["20250105"]}
-    assert wiki.materialize().made == {"evaluation": 1}
+    assert wiki.finish().made == {"evaluation": 1}
     assert verify("tinywiki", wiki.settings, wiki.store, instance=wiki.instance).whole
 
 

@@ -27,21 +27,19 @@ class FileProofs:
 
     def raw(self) -> Proof:
         """The dump files."""
-        path = self._book.store.raw(self._snapshot) / "manifest.json"
-        blank = Proof("raw_dump", self._snapshot, self._snapshot.date, State.ABSENT)
-        return self.prove(blank, path, at_once=self._pool.map)
+        return self._of_date("raw_dump", self._book.store.raw(self._snapshot))
 
     def words(self) -> Proof:
         """The lexical index."""
-        path = self._book.store.lexical(self._snapshot) / "manifest.json"
-        blank = Proof("lexical_index", self._snapshot, self._snapshot.date, State.ABSENT)
-        return self.prove(blank, path, at_once=self._pool.map)
+        return self._of_date("lexical_index", self._book.store.lexical(self._snapshot))
 
     def evaluation(self) -> Proof:
         """What was measured."""
-        path = self._book.store.evaluation(self._snapshot) / "manifest.json"
-        blank = Proof("evaluation", self._snapshot, self._snapshot.date, State.ABSENT)
-        return self.prove(blank, path)
+        return self._of_date("evaluation", self._book.store.evaluation(self._snapshot))
+
+    def _of_date(self, artifact: str, folder: UPath) -> Proof:
+        blank = Proof(artifact, self._snapshot, self._snapshot.date, State.ABSENT)
+        return self.prove(blank, folder / "manifest.json", at_once=self._pool.map)
 
     def cells(self, artifact: str) -> list[Proof]:
         """Every shard of an artifact."""
